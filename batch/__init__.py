@@ -1,0 +1,1 @@
+"""Rows through engines: manifests in, shards through workers, files out."""

@@ -1,0 +1,56 @@
+"""The dataset card: what is in the folder, and how it was made."""
+
+import json
+
+from batch.report import RunReport
+from schemas.jobs import GenerateJob
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*{suffix}
+tags:
+- synthetic
+- text-to-image
+---
+# {title}
+
+{done} pictures made from prompts with `{model}`{rejected}.
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset({loader!r}, {arguments})
+```
+
+Each row says which values made it (`seed`, `num_inference_steps`, …). Rows that got no picture are
+in `rejected/`, each with its reason; `_run/` holds the job, the plan, the fingerprint of the
+weights and a report of each run. `index.html` shows a part of the pictures.
+
+## Recipe
+
+```json
+{recipe}
+```
+"""
+
+
+def card(job: GenerateJob, report: RunReport) -> str:
+    """Markdown with the metadata that `datasets` and the Hugging Face hub read."""
+    parquet = job.format == "parquet"
+    suffix = ".parquet" if parquet else ".tar"
+    model = job.engine.model
+    return CARD.format(
+        suffix=suffix,
+        title=job.output.rstrip("/").rpartition("/")[2] or "dataset",
+        done=report.done,
+        model=model
+        if isinstance(model, str)
+        else ", ".join(str(e.path or e.model_id) for e in model),
+        rejected=f"; {report.rejected} rows were rejected" if report.rejected else "",
+        loader="parquet" if parquet else "webdataset",
+        arguments=f'data_files="data/*{suffix}", split="train"',
+        recipe=json.dumps(job.recipe(), indent=2, sort_keys=True),
+    )

@@ -1,0 +1,28 @@
+"""What can go wrong around the engine; the class decides what happens.
+
+BatchError
+├── ManifestError    the manifest is not usable: nothing is started
+├── OutputError      the output belongs to another recipe or manifest: nothing is started
+├── PictureError     a row's picture cannot be had: the row is rejected
+└── RunFailed        workers keep failing: the run stops, a rerun goes on
+"""
+
+
+class BatchError(Exception):
+    """Anything that this layer refuses, with a message for whoever started the run."""
+
+
+class ManifestError(BatchError):
+    """A manifest that is missing, empty, or has columns that nobody asked for."""
+
+
+class OutputError(BatchError):
+    """An output folder that was made by another recipe, or from files that changed since."""
+
+
+class PictureError(BatchError):
+    """One row's picture is missing, unreadable, too large, or outside the allowed folders."""
+
+
+class RunFailed(BatchError):
+    """Something that no row is to blame for kept going wrong."""

@@ -1,0 +1,219 @@
+"""Rows in: the files of a manifest, their columns, and rows parsed one by one."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from batch.errors import ManifestError
+from batch.storage import open_uri
+from schemas.base import SchemaError
+from schemas.manifest import COLUMNS, PromptRow
+
+STRINGS = ("prompt", "negative_prompt", "rand_device", "schedule")
+GLOB = "*?["
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """One Parquet file; `name` is its path inside the manifest, `footer` a digest of its footer."""
+
+    name: str
+    path: str
+    size: int
+    rows: int
+    footer: str
+    schema: pa.Schema = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a manifest: parsed, or with the reason why it could not be."""
+
+    number: int
+    key: str
+    values: Mapping[str, Any]
+    parsed: PromptRow | None
+    fault: str | None
+
+
+class Manifest:
+    """The Parquet files behind a path, a folder or a glob, in the order of their names."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.fs, self.base, paths = find_files(uri)
+        self.files = tuple(self._open(path) for path in paths)
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    def _open(self, path: str) -> ManifestFile:
+        try:
+            with self.fs.open_input_file(path) as stream:
+                size = stream.size()
+                metadata = pq.read_metadata(stream)
+                stream.seek(size - 8)
+                length = int.from_bytes(stream.read(4), "little")
+                stream.seek(size - 8 - length)
+                footer = hashlib.sha256(stream.read(length)).hexdigest()[:16]
+        except pa.ArrowInvalid as error:
+            raise ManifestError(f"{path}: is not a readable Parquet file: {error}") from None
+        name = str(PurePosixPath(path).relative_to(self.base))
+        schema = metadata.schema.to_arrow_schema()
+        return ManifestFile(name, path, size, metadata.num_rows, footer, schema)
+
+    def check(self, passthrough: tuple[str, ...]) -> None:
+        """ManifestError for the first file with a column that is unknown, missing or mistyped."""
+        for file in self.files:
+            check_columns(file, passthrough)
+        for name in passthrough:
+            first, *others = [(file, file.schema.field(name).type) for file in self.files]
+            for file, kind in others:
+                if kind != first[1]:
+                    raise ManifestError(
+                        f"{file.path}: column {name!r} is {kind}, and in {first[0].path} it is "
+                        f"{first[1]}"
+                    )
+
+    def passthrough_fields(self, names: tuple[str, ...]) -> list[pa.Field]:
+        return [self.files[0].schema.field(name) for name in names]
+
+    def keys(self, file: ManifestFile) -> pa.ChunkedArray | None:
+        """The key column as strings, or None if the file has none."""
+        if "key" not in file.schema.names:
+            return None
+        with self.fs.open_input_file(file.path) as stream:
+            return pq.read_table(stream, columns=["key"])["key"].cast(pa.string())
+
+
+def find_files(uri: str) -> tuple[fs.FileSystem, str, list[str]]:
+    """File system, the folder that names are relative to, and the files' paths, sorted."""
+    file_system, path = open_uri(uri)
+    if any(mark in path for mark in GLOB):
+        parts = PurePosixPath(path).parts
+        depth = next(i for i, part in enumerate(parts) if any(mark in part for mark in GLOB))
+        base = str(PurePosixPath(*parts[:depth]))
+        found = [p for p in parquet_below(file_system, base) if fnmatch(p, path)]
+    else:
+        kind = file_system.get_file_info(path).type
+        if kind == fs.FileType.NotFound:
+            raise ManifestError(f"manifest {uri}: there is no such file or folder")
+        if kind == fs.FileType.File:
+            return file_system, str(PurePosixPath(path).parent), [path]
+        base, found = path, parquet_below(file_system, path)
+    if not found:
+        there = parquet_below(file_system, base)
+        listing = ", ".join(there[:20]) or "none"
+        raise ManifestError(
+            f"manifest {uri}: no Parquet file matches; in {base} there are: {listing}"
+        )
+    return file_system, base, found
+
+
+def parquet_below(file_system: fs.FileSystem, folder: str) -> list[str]:
+    selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
+    infos = file_system.get_file_info(selector)
+    paths = (info.path for info in infos if info.type == fs.FileType.File)
+    return sorted(path for path in paths if path.endswith(".parquet"))
+
+
+def check_columns(file: ManifestFile, passthrough: tuple[str, ...]) -> None:
+    names = file.schema.names
+    known = [*COLUMNS, *passthrough]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ManifestError(
+                f"{file.path}: column {name!r} is not known; {hint}A column to carry along is "
+                f"declared under passthrough; known are {', '.join(known)}"
+            )
+    for name in ("prompt", *passthrough):
+        if name not in names:
+            raise ManifestError(f"{file.path}: has no column {name!r}; it has {', '.join(names)}")
+    for name in COLUMNS:
+        if name in names and (allowed := misfit(name, file.schema.field(name).type)):
+            found = file.schema.field(name).type
+            raise ManifestError(f"{file.path}: column {name!r} is {found}; allowed is {allowed}")
+
+
+def misfit(name: str, kind: pa.DataType) -> str | None:
+    """What a column's type should have been, or None if it fits."""
+    types = pa.types
+    if types.is_null(kind):
+        return None
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    string = types.is_string(kind) or types.is_large_string(kind)
+    if name in STRINGS:
+        return None if string else "string"
+    if name == "key":
+        return None if string or types.is_integer(kind) else "string or integer"
+    if name == "tiled":
+        return None if types.is_boolean(kind) else "boolean"
+    if name == "input_image":
+        binary = types.is_binary(kind) or types.is_large_binary(kind)
+        struct = types.is_struct(kind) and {f.name for f in kind} <= {"bytes", "path"}
+        return None if string or binary or struct else "binary, string or struct<bytes, path>"
+    return None if types.is_integer(kind) or types.is_floating(kind) else "a number"
+
+
+def read_rows(
+    file_system: fs.FileSystem, file: ManifestFile, first: int, count: int
+) -> Iterator[Row]:
+    """Rows `first` … `first + count − 1` of one file; a faulty one comes with its fault."""
+    with file_system.open_input_file(file.path) as stream:
+        table = slice_of(pq.ParquetFile(stream), first, count)
+    for i, values in enumerate(table.to_pylist()):
+        number = first + i
+        key = values.get("key")
+        digest = content_digest(file.name, number, values)
+        known = {k: picture(k, v) for k, v in values.items() if k in COLUMNS and v is not None}
+        if key is not None:
+            known["key"] = str(key)
+        parsed, fault = None, None
+        try:
+            parsed = PromptRow.parse(known)
+        except SchemaError as error:
+            fault = "; ".join(str(error).splitlines())
+        yield Row(number, digest if key is None else str(key), values, parsed, fault)
+
+
+def slice_of(parquet: pq.ParquetFile, first: int, count: int) -> pa.Table:
+    """Some consecutive rows, reading no other row groups than those that hold them."""
+    groups, begins, at = [], [], 0
+    for g in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(g).num_rows
+        if at < first + count and at + rows > first:
+            groups.append(g)
+            begins.append(at)
+        at += rows
+    table = parquet.read_row_groups(groups)
+    return table.slice(first - begins[0] if begins else 0, count)
+
+
+def picture(name: str, value: Any) -> Any:
+    """A picture column's value as the schema has it: bytes and path."""
+    if name != "input_image" or isinstance(value, dict):
+        return value
+    return {"bytes": value} if isinstance(value, bytes) else {"path": value}
+
+
+def content_digest(name: str, number: int, values: Mapping[str, Any]) -> str:
+    """A key for a row without one: where it stands and what it says."""
+
+    def plain(value: Any) -> Any:
+        return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+    content = json.dumps([name, number, values], sort_keys=True, default=plain)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,0 +1,87 @@
+"""Records into files that appear whole or not at all, with the same bytes on every run."""
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.arrow import image_schema, rejected_schema
+from schemas.records import ImageRecord, RejectedRecord
+
+ROW_GROUP_BYTES = 32 * 2**20
+FILE_SUFFIX = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+
+Carried = dict[str, Any]  # a row's passthrough values
+
+
+def file_name(record: ImageRecord, kind: str) -> str:
+    """A name for one picture: its key, safe in any archive, and its sample number."""
+    return f"{quote(record.key, safe='').replace('.', '%2E')}-{record.sample}.{FILE_SUFFIX[kind]}"
+
+
+def to_parquet(
+    records: Sequence[tuple[ImageRecord, Carried]], passthrough: list[pa.Field], kind: str
+) -> pa.Buffer:
+    """Image records as one Parquet file, in the order given; pictures are not compressed again."""
+    schema = image_schema(passthrough)
+    rows = [
+        record.model_dump()
+        | carried
+        | {"image": {"bytes": record.image, "path": file_name(record, kind)}}
+        for record, carried in records
+    ]
+    out = pa.BufferOutputStream()
+    plain = [name for name in schema.names if name != "image"]
+    with pq.ParquetWriter(
+        out,
+        schema,
+        compression={**dict.fromkeys(plain, "zstd"), "image.bytes": "none", "image.path": "zstd"},
+        use_dictionary=plain,
+        write_page_index=True,
+    ) as writer:
+        for group in row_groups(rows):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+    return out.getvalue()
+
+
+def row_groups(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows cut where their pictures reach the size of a row group."""
+    groups: list[list[dict[str, Any]]] = [[]]
+    held = 0
+    for row in rows:
+        if held >= ROW_GROUP_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(row)
+        held += len(row["image"]["bytes"])
+    return groups
+
+
+def to_rejected(records: Sequence[RejectedRecord]) -> pa.Buffer:
+    out = pa.BufferOutputStream()
+    rows = [record.model_dump() for record in records]
+    pq.write_table(pa.Table.from_pylist(rows, rejected_schema()), out, compression="zstd")
+    return out.getvalue()
+
+
+def to_tar(records: Sequence[tuple[ImageRecord, Carried]], kind: str) -> bytes:
+    """Image records as a WebDataset tar: `<key>.png` and `<key>.json`, times and owners fixed."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for record, carried in records:
+            name = file_name(record, kind)
+            told = record.model_dump(exclude={"image"}) | carried
+            text = json.dumps(told, sort_keys=True, default=str, ensure_ascii=False)
+            for member, data in (
+                (name, record.image),
+                (f"{name.rpartition('.')[0]}.json", text.encode()),
+            ):
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()

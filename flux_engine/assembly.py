@@ -1,0 +1,159 @@
+"""From a model's name, folder or files to an engine; configuration goes no deeper than here."""
+
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flux_engine.batching import TEXT_BATCH, Batching
+from flux_engine.defaults import folder_defaults, model_folder
+from flux_engine.encode import TextModels
+from flux_engine.engine import FluxEngine
+from flux_engine.errors import SettingError, SourceError
+from flux_engine.models.text import load_tokenizer
+from flux_engine.weights.folder import ModelFiles, folder_sources
+from flux_engine.weights.load import ROLES, load_models
+from flux_engine.weights.source import ModelSource, fetch
+
+if TYPE_CHECKING:
+    from schemas.engine import EngineConfig
+
+FLUX_DEV = "black-forest-labs/FLUX.1-dev"
+
+Model = str | Path | Sequence[ModelSource]
+
+
+def load_engine(
+    model: Model = "flux-shapes",
+    *,
+    torch_dtype: torch.dtype = torch.bfloat16,
+    device: str = "auto",
+    tokenizer_1: str | Path | ModelSource | None = None,
+    tokenizer_2: str | Path | ModelSource | None = None,
+    axes_dim: Sequence[int] | None = None,
+    vram_limit: float | None = None,
+    text_batch: int = TEXT_BATCH,
+    micro_batch: int | None = None,
+    decode_batch: int | None = None,
+) -> FluxEngine:
+    """An engine for a bundled name, a folder laid out as FLUX.1-dev's repository, or files.
+
+    Batch sizes are the fixed shapes of the stages; see `Batching`. `vram_limit` is in GiB,
+    negative meaning all of the card but so much. Raises SourceError for files that are not there,
+    CheckpointError for files that do not hold the model, SettingError for the rest.
+    """
+    folder, groups = open_model(model)
+    loaded = load_models(groups, dtype=torch_dtype, axes=axes_dim)
+    absent = [told for role, told in ROLES.items() if getattr(loaded, role) is None]
+    if absent:
+        raise SettingError(f"the model's files are without {', '.join(absent)}")
+    assert loaded.dit is not None
+    assert loaded.vae is not None
+    assert loaded.clip is not None
+    assert loaded.t5 is not None
+    engine = FluxEngine(
+        dit=loaded.dit,
+        vae=loaded.vae,
+        text=TextModels(
+            loaded.clip,
+            load_tokenizer(tokenizer_folder("tokenizer", tokenizer_1, folder, groups)),
+            loaded.t5,
+            load_tokenizer(tokenizer_folder("tokenizer_2", tokenizer_2, folder, groups)),
+        ),
+        device=choose_device(device),
+        dtype=torch_dtype,
+        batching=Batching(text=text_batch, micro=micro_batch, decode=decode_batch),
+        timestep_shift=timestep_shift(folder, guided=loaded.dit.spec.guidance),
+        vram_limit=vram_limit,
+    )
+    engine.fingerprint = loaded.fingerprint
+    return engine
+
+
+def open_model(model: Model) -> tuple[ModelFiles | None, Sequence[Sequence[Path]]]:
+    """The folder, where it is one, and the groups of weight files, fetched where they are not."""
+    if isinstance(model, str | Path):
+        folder = folder_sources(model_folder(str(model)))
+        return folder, folder.weights
+    return None, [fetch(source) for source in model]
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingError(
+            f"device is {name!r} and this process sees no GPU; cpu and auto are allowed"
+        )
+    return torch.device(name)
+
+
+def timestep_shift(folder: ModelFiles | None, *, guided: bool) -> bool:
+    """Whether the published schedule shifts with the picture's size.
+
+    The folder's scheduler settings say so; without them a model with a guidance embedder is taken
+    for FLUX.1-dev's kind, which does, and one without for FLUX.1-schnell, which does not.
+    """
+    if folder is None or folder.scheduler is None:
+        return guided
+    return bool(json.loads(folder.scheduler.read_text()).get("use_dynamic_shifting", guided))
+
+
+def tokenizer_folder(
+    name: str,
+    given: str | Path | ModelSource | None,
+    folder: ModelFiles | None,
+    groups: Sequence[Sequence[Path]],
+) -> Path:
+    """The one given, else the one beside the encoders, else FLUX.1-dev's."""
+    if isinstance(given, ModelSource):
+        return fetch(given)[0].parent
+    if given is not None:
+        if not Path(given).is_dir():
+            raise SourceError(f"{name}: {given} is not a folder")
+        return Path(given)
+    if folder is not None:
+        return folder.tokenizer if name == "tokenizer" else folder.tokenizer_2
+    beside = [files[0].parent.parent / name for files in groups]
+    found = next((path for path in beside if path.is_dir()), None)
+    return found or fetch(ModelSource(model_id=FLUX_DEV, origin_file_pattern=f"{name}/*"))[0].parent
+
+
+def engine_of(config: "EngineConfig") -> tuple[FluxEngine, dict[str, Any]]:
+    """The engine that a job asks for, and its fingerprint: weights, code, libraries."""
+    model: Model
+    match config.model:
+        case str():
+            model = config.model
+        case entries:
+            model = [ModelSource(**entry.model_dump()) for entry in entries]
+    engine = load_engine(
+        model,
+        torch_dtype=getattr(torch, config.torch_dtype),
+        device=config.device,
+        tokenizer_1=config.tokenizer_1_path,
+        tokenizer_2=config.tokenizer_2_path,
+        axes_dim=config.axes_dim,
+        vram_limit=config.vram_limit,
+        text_batch=config.text_batch,
+        micro_batch=config.micro_batch,
+        decode_batch=config.decode_batch,
+    )
+    versions = {name: version(name) for name in ("torch", "transformers", "pillow", "pyarrow")}
+    return engine, {
+        "weights": engine.fingerprint,
+        "device": engine.device.type,
+        "versions": versions | {"python": platform.python_version()},
+    }
+
+
+def engine_defaults(config: "EngineConfig") -> dict[str, Any]:
+    """The sampling values that a model's folder asks for; none for a list of files.
+
+    Also finds out, before anything is started, that a folder or a bundled name does not exist.
+    """
+    return folder_defaults(model_folder(config.model)) if isinstance(config.model, str) else {}

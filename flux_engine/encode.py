@@ -1,0 +1,141 @@
+"""Prompts and pictures into tensors, latents back into pixels.
+
+Shape letters: B batch, T text tokens, W text width, P pooled width, H and W height and width.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flux_engine.batching import fixed_batches
+from flux_engine.models.text import clip_pooled, t5_states, tokenise
+from flux_engine.models.vae import AutoEncoder
+from flux_engine.sampling.tiling import Tiling, tiled
+
+CACHE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Text:
+    """One prompt, encoded, on the host: T5's states (T, W) and CLIP's pooled vector (P,).
+
+    `dropped` counts the T5 tokens that did not fit.
+    """
+
+    states_TW: Tensor
+    pooled_P: Tensor
+    dropped: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.states_TW.nbytes + self.pooled_P.nbytes
+
+
+@dataclass(frozen=True)
+class TextModels:
+    """Both encoders, each with its tokenizer."""
+
+    clip: nn.Module
+    clip_tokenizer: Any
+    t5: nn.Module
+    t5_tokenizer: Any
+
+    @property
+    def clip_length(self) -> int:
+        return int(self.clip.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+
+
+class TextEncoder:
+    """Distinct prompts into embeddings, in batches of one shape; the latest ones are kept."""
+
+    def __init__(
+        self,
+        models: TextModels,
+        device: torch.device,
+        batch: int,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.models = models
+        self.device, self.batch = device, batch
+        self.encoded = 0  # prompts that went through the encoders
+        self._cache: OrderedDict[tuple[str, int], Text] = OrderedDict()
+        self._cache_bytes = cache_bytes
+
+    def __call__(self, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Text]:
+        """Texts by (prompt, T5 sequence length); each distinct one is encoded once."""
+        distinct = list(dict.fromkeys(wanted))
+        out = {key: self._cache[key] for key in distinct if key in self._cache}
+        new = [key for key in distinct if key not in out]
+        for length in dict.fromkeys(length for _, length in new):
+            prompts = [prompt for prompt, n in new if n == length]
+            for real, filled in fixed_batches(prompts, self.batch):
+                texts = self._encode(filled, length)[: len(real)]
+                out.update(zip([(p, length) for p in real], texts, strict=True))
+                self.encoded += len(real)
+        self._keep(out)
+        return out
+
+    @torch.inference_mode()
+    def _encode(self, prompts: list[str], length: int) -> list[Text]:
+        m = self.models
+        t5 = tokenise(m.t5_tokenizer, prompts, length)
+        clip = tokenise(m.clip_tokenizer, prompts, m.clip_length)
+        states = t5_states(m.t5, t5.ids_BT.to(self.device)).cpu()
+        pooled = clip_pooled(m.clip, clip.ids_BT.to(self.device)).cpu()
+        return [
+            Text(states[i].clone(), pooled[i].clone(), t5.dropped[i]) for i in range(len(prompts))
+        ]
+
+    def _keep(self, texts: dict[tuple[str, int], Text]) -> None:
+        for key, text in texts.items():
+            self._cache[key] = text
+            self._cache.move_to_end(key)
+        held = sum(text.nbytes for text in self._cache.values())
+        while held > self._cache_bytes:
+            held -= self._cache.popitem(last=False)[1].nbytes
+
+
+class PictureCoder:
+    """Pictures of one size into latents and back, in batches of one shape."""
+
+    def __init__(self, vae: AutoEncoder, device: torch.device, dtype: torch.dtype) -> None:
+        self.vae, self.device, self.dtype = vae, device, dtype
+
+    @torch.inference_mode()
+    def encode(self, pictures: Sequence[Tensor], batch: int, tiling: Tiling | None) -> list[Tensor]:
+        """Latents (Z, H/8, W/8), float32 on the host, of pictures (3, H, W) in −1…1."""
+        out: list[Tensor] = []
+        for real, filled in fixed_batches(pictures, batch):
+            x = torch.stack(filled).to(self.device, self.dtype)
+            z = self._through(self.vae.encode, x, tiling, decoding=False)
+            out += z[: len(real)].float().cpu().unbind(0)
+        return out
+
+    @torch.inference_mode()
+    def decode(self, latents: Sequence[Tensor], batch: int, tiling: Tiling | None) -> list[Tensor]:
+        """Pictures (3, H, W) around −1…1, float32 on the host, of latents (Z, H/8, W/8)."""
+        out: list[Tensor] = []
+        for real, filled in fixed_batches(latents, batch):
+            z = torch.stack(filled).to(self.device, self.dtype)
+            x = self._through(self.vae.decode, z, tiling, decoding=True)
+            out += x[: len(real)].float().cpu().unbind(0)
+        return out
+
+    def _through(
+        self,
+        function: Callable[[Tensor], Tensor],
+        x: Tensor,
+        tiling: Tiling | None,
+        *,
+        decoding: bool,
+    ) -> Tensor:
+        if tiling is None:
+            return function(x)
+        factor = self.vae.spec.factor
+        cell, scale = (1, Fraction(factor)) if decoding else (factor, Fraction(1, factor))
+        return tiled(function, x, tiling, cell=cell, scale=scale)

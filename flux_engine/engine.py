@@ -1,0 +1,249 @@
+"""The engine: requests into pictures, stage by stage, each stage in batches of fixed shape.
+
+text → table → denoise → decode. One stage's weights need the card at a time, and a stage serves
+all requests of a call before the next one starts, so that a change of weights is paid once.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from flux_engine.batching import Batching, Bucket, fixed_batches
+from flux_engine.encode import PictureCoder, Text, TextEncoder, TextModels
+from flux_engine.errors import NumbersBroke, RequestError
+from flux_engine.latents import PATCH, pack, position_ids, start_noise, unpack
+from flux_engine.models.dit import FluxTransformer
+from flux_engine.models.vae import AutoEncoder
+from flux_engine.request import Generation, GenerationRequest
+from flux_engine.sampling.denoise import Conditions, Progress, denoise, modulation_table, plain
+from flux_engine.sampling.schedule import shift_of, sigmas
+from flux_engine.sampling.tiling import Tiling
+from flux_engine.vram.residency import Residency
+
+logger = logging.getLogger(__name__)
+
+Outcome = Generation | RequestError
+
+
+class FluxEngine:
+    """One FLUX.1 model on one device. `timestep_shift` is false for FLUX.1-schnell's schedule."""
+
+    def __init__(
+        self,
+        *,
+        dit: FluxTransformer,
+        vae: AutoEncoder,
+        text: TextModels,
+        device: torch.device,
+        dtype: torch.dtype,
+        batching: Batching,
+        timestep_shift: bool,
+        vram_limit: float | None = None,
+    ) -> None:
+        self.dit, self.vae = dit, vae
+        self.device, self.dtype = device, dtype
+        self.batching = batching
+        self.fingerprint: dict[str, str] = {}  # of the weights, by file
+        self.timestep_shift = timestep_shift
+        self.text = TextEncoder(text, device, batching.text)
+        self.pictures = PictureCoder(vae, device, dtype)
+        self.residency = Residency(
+            {"dit": dit, "vae": vae, "clip": text.clip, "t5": text.t5}, device, vram_limit
+        )
+
+    @property
+    def cell(self) -> int:
+        """Pixels to a token's side: sizes are multiples of it."""
+        return self.vae.spec.factor * PATCH
+
+    def check(self, request: GenerationRequest) -> None:
+        """RequestError if this engine cannot make the picture, whatever its neighbours."""
+        size = (request.height, request.width)
+        if any(side < self.cell or side % self.cell for side in size):
+            raise RequestError(
+                f"height {request.height} and width {request.width} must be multiples of "
+                f"{self.cell}"
+            )
+        if not 0.0 < request.denoising_strength <= 1.0:
+            raise RequestError(
+                f"denoising_strength is {request.denoising_strength}; allowed are 0 (excluded) to 1"
+            )
+        picture = request.input_image
+        if picture is not None and tuple(picture.shape) != (3, *size):
+            raise RequestError(
+                f"input_image is {tuple(picture.shape)} and the picture to make is (3, {size[0]}, "
+                f"{size[1]})"
+            )
+
+    def bucket(self, request: GenerationRequest) -> Bucket:
+        tokens = (request.height // self.cell) * (request.width // self.cell)
+        shift = shift_of(request.schedule, tokens, request.sigma_shift, self.timestep_shift)
+        return Bucket.of(request, shift)
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], progress: Progress = plain
+    ) -> list[Generation]:
+        """One picture for each request, in order; the first that cannot be made raises."""
+        made = dict(self.each(requests, progress))
+        for outcome in made.values():
+            if isinstance(outcome, RequestError):
+                raise outcome
+        return [made[i] for i in range(len(requests))]  # type: ignore[misc]
+
+    def each(
+        self, requests: Sequence[GenerationRequest], progress: Progress = plain
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Pairs (index, picture or why not) as they are finished; one row's fault is its own."""
+        good: dict[int, GenerationRequest] = {}
+        for i, request in enumerate(requests):
+            try:
+                self.check(request)
+                good[i] = request
+            except RequestError as error:
+                yield i, error
+        if not good:
+            return
+        with self.residency.phase("clip", "t5"):
+            texts = self.text([pair for r in good.values() for pair in prompts_of(r)])
+        with self.residency.phase("vae"):
+            pictures = self._encode_pictures(good)
+        latents: dict[int, tuple[Tensor, int]] = {}
+        with self.residency.phase("dit"):
+            for bucket, members in self._buckets(good).items():
+                for i, z, batch in self._denoise(bucket, members, good, texts, pictures, progress):
+                    if torch.isfinite(z).all():
+                        latents[i] = (z, batch)
+                    else:
+                        yield i, NumbersBroke("the latents came out as NaN or infinity")
+        with self.residency.phase("vae"):
+            yield from self._decode(good, latents, texts)
+
+    def _buckets(self, requests: dict[int, GenerationRequest]) -> dict[Bucket, list[int]]:
+        out: dict[Bucket, list[int]] = {}
+        for i, request in requests.items():
+            out.setdefault(self.bucket(request), []).append(i)
+        return out
+
+    def _encode_pictures(self, requests: dict[int, GenerationRequest]) -> dict[int, Tensor]:
+        groups: dict[tuple[int, int, Tiling | None], list[int]] = {}
+        for i, r in requests.items():
+            if r.input_image is not None:
+                groups.setdefault((r.height, r.width, tiling_of(r)), []).append(i)
+        out: dict[int, Tensor] = {}
+        for (height, width, tiling), members in groups.items():
+            inputs = [p for i in members if (p := requests[i].input_image) is not None]
+            batch = self.batching.decode_batch(height, width)
+            out.update(zip(members, self.pictures.encode(inputs, batch, tiling), strict=True))
+        return out
+
+    def _denoise(
+        self,
+        bucket: Bucket,
+        members: list[int],
+        requests: dict[int, GenerationRequest],
+        texts: dict[tuple[str, int], Text],
+        pictures: dict[int, Tensor],
+        progress: Progress,
+    ) -> Iterator[tuple[int, Tensor, int]]:
+        """Triples (index, latents (Z, H/8, W/8), the micro-batch it was made in)."""
+        factor = self.vae.spec.factor
+        height, width = bucket.height // factor, bucket.width // factor
+        shape = (self.vae.spec.latent_channels, height, width)
+        levels = sigmas(bucket.schedule, bucket.steps, bucket.sigma_shift, bucket.strength)
+        ids = position_ids(bucket.t5_sequence_length, height, width)
+        rotation = self.dit.rotation(ids).to(self.device)
+        size = self.batching.micro_batch(height * width // PATCH**2)
+        waiting = list(members)
+        while waiting:
+            real, filled = next(fixed_batches(waiting, size))
+            rows = [requests[i] for i in filled]
+            starts = []
+            for i, row in zip(filled, rows, strict=True):
+                noise = start_noise(row.seed, shape, row.rand_device)
+                clean = pictures.get(i)
+                starts.append(
+                    noise if clean is None else (1 - levels[0]) * clean + levels[0] * noise
+                )
+            told = self._conditions(rows, texts)
+            try:
+                table = modulation_table(self.dit, levels[:-1].to(self.device), told)
+                x = denoise(
+                    self.dit,
+                    pack(torch.stack(starts).to(self.device)),
+                    told,
+                    sigmas=levels,
+                    table_NGMD=table,
+                    rotation_2LR=rotation,
+                    progress=progress,
+                )
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+                torch.cuda.empty_cache()
+                logger.warning("micro-batch halved for lack of memory", extra={"micro_batch": size})
+                continue
+            z_BZHW = unpack(x, height, width).cpu()
+            for i, z in zip(real, z_BZHW, strict=False):
+                yield i, z, size
+            waiting = waiting[len(real) :]
+
+    def _conditions(
+        self, rows: list[GenerationRequest], texts: dict[tuple[str, int], Text]
+    ) -> Conditions:
+        """Prompts first, then, in a guided bucket, the negative prompts."""
+        sides = zip(*(prompts_of(row) for row in rows), strict=True)
+        told = [texts[key] for side in sides for key in side]
+        guided = rows[0].guided
+        guidance = torch.tensor([row.embedded_guidance for row in rows] * (1 + guided))
+        return Conditions(
+            text_GTW=torch.stack([t.states_TW for t in told]).to(self.device, self.dtype),
+            pooled_GP=torch.stack([t.pooled_P for t in told]).to(self.device, self.dtype),
+            guidance_G=guidance.to(self.device),
+            cfg_B=torch.tensor([r.cfg_scale for r in rows]).to(self.device) if guided else None,
+        )
+
+    def _decode(
+        self,
+        requests: dict[int, GenerationRequest],
+        latents: dict[int, tuple[Tensor, int]],
+        texts: dict[tuple[str, int], Text],
+    ) -> Iterator[tuple[int, Outcome]]:
+        groups: dict[tuple[int, int, Tiling | None], list[int]] = {}
+        for i in latents:
+            r = requests[i]
+            groups.setdefault((r.height, r.width, tiling_of(r)), []).append(i)
+        for (height, width, tiling), members in groups.items():
+            size = self.batching.decode_batch(height, width)
+            for first in range(0, len(members), size):
+                batch = members[first : first + size]
+                pictures = self.pictures.decode([latents[i][0] for i in batch], size, tiling)
+                for i, pixels in zip(batch, pictures, strict=True):
+                    if not torch.isfinite(pixels).all():
+                        yield i, NumbersBroke("the pixels came out as NaN or infinity")
+                        continue
+                    z, micro_batch = latents[i]
+                    yield (
+                        i,
+                        Generation(
+                            pixels=pixels,
+                            latents=z,
+                            sigma_shift=self.bucket(requests[i]).sigma_shift,
+                            micro_batch=micro_batch,
+                            tokens_dropped=texts[prompts_of(requests[i])[0]].dropped,
+                        ),
+                    )
+
+
+def prompts_of(request: GenerationRequest) -> tuple[tuple[str, int], ...]:
+    """The (prompt, T5 length) pairs that a request needs encoded."""
+    length = request.t5_sequence_length
+    if request.guided:
+        return (request.prompt, length), (request.negative_prompt, length)
+    return ((request.prompt, length),)
+
+
+def tiling_of(request: GenerationRequest) -> Tiling | None:
+    return Tiling(request.tile_size, request.tile_stride) if request.tiled else None

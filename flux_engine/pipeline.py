@@ -1,0 +1,175 @@
+"""The front door of DiffSynth-Studio's FLUX pipeline, over our engine: one call, one picture.
+
+Its quick start runs with only the import changed. For many pictures use the engine itself, or a
+job: both batch.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from PIL import Image
+
+from flux_engine.assembly import load_engine
+from flux_engine.engine import FluxEngine
+from flux_engine.errors import RequestError, SettingError
+from flux_engine.pictures import to_image, to_pixels
+from flux_engine.request import GenerationRequest, Schedule
+from flux_engine.weights.hub import HubName
+from flux_engine.weights.source import ModelSource
+
+logger = logging.getLogger(__name__)
+
+PLACES = ("offload", "onload", "preparing", "computation")
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """One model file or its shards: a path, or a pattern in a hub's repository.
+
+    The eight placement fields are DiffSynth-Studio's vocabulary of weight states. Here weights are
+    kept in `computation_dtype` (the pipeline's `torch_dtype` must be the same), on the host or on
+    the card as `vram_limit` allows; the other states are accepted and change nothing but memory.
+    """
+
+    path: str | Sequence[str] | None = None
+    model_id: str | None = None
+    origin_file_pattern: str | None = None
+    download_source: HubName = "modelscope"
+    offload_dtype: torch.dtype | str | None = None
+    offload_device: str | torch.device | None = None
+    onload_dtype: torch.dtype | str | None = None
+    onload_device: str | torch.device | None = None
+    preparing_dtype: torch.dtype | str | None = None
+    preparing_device: str | torch.device | None = None
+    computation_dtype: torch.dtype | None = None
+    computation_device: str | torch.device | None = None
+
+    def source(self) -> ModelSource:
+        """Where its files come from; a pattern that ends in a slash names a folder's files."""
+        pattern = self.origin_file_pattern
+        if pattern is not None and pattern.endswith("/"):
+            pattern += "*"
+        if self.path is not None and not isinstance(self.path, str):
+            raise SettingError("path is a list: give a folder or a glob that names the shards")
+        return ModelSource(self.path, self.model_id, pattern, self.download_source)
+
+    def check(self, dtype: torch.dtype, device: str) -> None:
+        """SettingError if it asks to compute otherwise than the pipeline does."""
+        if self.computation_dtype not in (None, dtype):
+            raise SettingError(
+                f"computation_dtype is {self.computation_dtype} and torch_dtype is {dtype}: they "
+                "must be the same"
+            )
+        wanted = self.computation_device
+        if wanted is not None and torch.device(wanted).type != torch.device(device).type:
+            raise SettingError(f"computation_device is {wanted} and device is {device}")
+
+    @property
+    def narrower(self) -> bool:
+        """Whether it asks to store weights in another type than it computes in."""
+        stored = {getattr(self, f"{place}_dtype") for place in PLACES[:3]}
+        return bool(stored - {None, self.computation_dtype, "disk"})
+
+
+class FluxImagePipeline:
+    """Prompts into pictures, one at a time."""
+
+    def __init__(self, engine: FluxEngine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        torch_dtype: torch.dtype = torch.bfloat16,
+        device: str | torch.device = "auto",
+        model_configs: Sequence[ModelConfig] = (),
+        tokenizer_1_config: ModelConfig | None = None,
+        tokenizer_2_config: ModelConfig | None = None,
+        vram_limit: float | None = None,
+    ) -> Self:
+        """Load the models named by `model_configs`; tokenizers are FLUX.1-dev's unless given."""
+        place = str(device)
+        for config in model_configs:
+            if place != "auto":
+                config.check(torch_dtype, place)
+        if any(config.narrower for config in model_configs):
+            logger.warning(
+                "weights are stored in %s, not in the narrower type asked for: pictures do not "
+                "change, memory does",
+                torch_dtype,
+            )
+        tokenizers = [
+            config.source() if config else None
+            for config in (tokenizer_1_config, tokenizer_2_config)
+        ]
+        return cls(
+            load_engine(
+                [config.source() for config in model_configs],
+                torch_dtype=torch_dtype,
+                device=place,
+                tokenizer_1=tokenizers[0],
+                tokenizer_2=tokenizers[1],
+                vram_limit=vram_limit,
+            )
+        )
+
+    def __call__(
+        self,
+        prompt: str = "",
+        negative_prompt: str = "",
+        cfg_scale: float = 1.0,
+        embedded_guidance: float = 3.5,
+        t5_sequence_length: int = 512,
+        input_image: Image.Image | None = None,
+        denoising_strength: float = 1.0,
+        height: int = 1024,
+        width: int = 1024,
+        seed: int | None = None,
+        rand_device: str = "cpu",
+        sigma_shift: float | None = None,
+        num_inference_steps: int = 30,
+        tiled: bool = False,
+        tile_size: int = 128,
+        tile_stride: int = 64,
+        progress_bar_cmd: Callable[[Iterable[int]], Iterable[int]] | None = None,
+        schedule: Schedule = "diffsynth",
+        **unknown: Any,
+    ) -> Image.Image:
+        """One picture. Without a seed one is drawn, and logged.
+
+        `schedule` is DiffSynth-Studio's by default here, so that a seed gives the picture it gave
+        there. Sizes that are no multiples of 16 are refused, and an `input_image` of another size
+        is scaled to cover the picture and cut about its centre.
+        """
+        if unknown:
+            raise SettingError(f"no such parameter here: {', '.join(sorted(unknown))}")
+        if tile_stride > tile_size:
+            raise RequestError(f"tile_stride {tile_stride} is larger than tile_size {tile_size}")
+        if seed is None:
+            seed = random.SystemRandom().randrange(2**32)
+            logger.info("seed drawn: %s", seed)
+        request = GenerationRequest(
+            prompt=prompt,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            cfg_scale=cfg_scale,
+            embedded_guidance=embedded_guidance,
+            height=height,
+            width=width,
+            rand_device=rand_device,
+            num_inference_steps=num_inference_steps,
+            t5_sequence_length=t5_sequence_length,
+            schedule=schedule,
+            sigma_shift=sigma_shift,
+            denoising_strength=denoising_strength,
+            input_image=None if input_image is None else to_pixels(input_image, height, width),
+            tiled=tiled,
+            tile_size=tile_size,
+            tile_stride=tile_stride,
+        )
+        made = self.engine.generate([request], *([progress_bar_cmd] if progress_bar_cmd else []))
+        return to_image(made[0].pixels)

@@ -1,0 +1,1 @@
+"""Who is on the card: models know no device, this room does."""

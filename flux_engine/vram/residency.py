@@ -1,0 +1,82 @@
+"""Which of the engine's models are on the card, phase by phase.
+
+If all weights fit, all stay. If not, a phase brings in what it names and sends the others away;
+frozen weights have their home on the host and are dropped from the card, never copied back.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from flux_engine.errors import SettingError
+
+GIB = 2**30
+FOR_WEIGHTS = 0.75  # of the limit; the rest is for activations
+
+
+def weight_bytes(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def fits(sizes: Mapping[str, int], limit: float) -> bool:
+    """Whether all models can be on a card of `limit` bytes at once."""
+    return sum(sizes.values()) <= limit * FOR_WEIGHTS
+
+
+class Residency:
+    """Models by name, their home on the host, and who is on `device` now.
+
+    `vram_limit` is in GiB, negative meaning all of the card but so much; None is all that is free.
+    """
+
+    def __init__(
+        self, models: Mapping[str, nn.Module], device: torch.device, vram_limit: float | None = None
+    ) -> None:
+        self.models = dict(models)
+        self.device = device
+        self._here: set[str] = set()
+        self._home: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        if device.type == "cpu":
+            self.all_fit = True
+            return
+        sizes = {name: weight_bytes(model) for name, model in self.models.items()}
+        limit = self._limit(vram_limit)
+        self.all_fit = fits(sizes, limit)
+        largest = max(sizes, key=lambda name: sizes[name])
+        if sizes[largest] > limit:
+            raise SettingError(
+                f"{largest} needs {sizes[largest] / GIB:.1f} GiB of weights on the card and the "
+                f"limit is {limit / GIB:.1f} GiB"
+            )
+        for name, model in self.models.items():
+            tensors = (*model.parameters(), *model.buffers())
+            self._home[name] = [(t, t.data) for t in tensors]
+
+    def _limit(self, vram_limit: float | None) -> float:
+        free, total = torch.cuda.mem_get_info(self.device)
+        if vram_limit is None:
+            return float(free)
+        return vram_limit * GIB if vram_limit >= 0 else total + vram_limit * GIB
+
+    @contextmanager
+    def phase(self, *names: str) -> Iterator[None]:
+        """Inside, the named models are on the device; leaving sends nobody away."""
+        if self.device.type != "cpu":
+            if not self.all_fit:
+                for name in self._here - set(names):
+                    self._send_home(name)
+            for name in set(names) - self._here:
+                self._bring(name)
+        yield
+
+    def _bring(self, name: str) -> None:
+        for tensor, home in self._home[name]:
+            tensor.data = home.to(self.device)
+        self._here.add(name)
+
+    def _send_home(self, name: str) -> None:
+        for tensor, home in self._home[name]:
+            tensor.data = home
+        self._here.discard(name)

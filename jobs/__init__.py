@@ -1,0 +1,1 @@
+"""What is submitted: one module per job, each started with `python -m jobs.<name>`."""

@@ -1,0 +1,106 @@
+"""The command line that all jobs share: --config, --set, and how Ray is started."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import yaml
+
+from schemas.base import Schema, SchemaError
+
+S = TypeVar("S", bound=Schema)
+
+COMPLETE, BROKEN, REFUSED, STOPPED = 0, 1, 2, 75
+
+
+def load(schema: type[S], config: Path, changes: Sequence[str]) -> S:
+    """The job in a YAML file, with `a.b=value` changes laid over it; SchemaError if it is wrong."""
+    try:
+        values = yaml.safe_load(config.read_text())
+    except OSError as error:
+        raise SchemaError(f"{config}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise SchemaError(f"{config}: is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SchemaError(f"{config}: is not a mapping of names to values")
+    for change in changes:
+        set_value(values, change)
+    return schema.parse(values, str(config))
+
+
+def set_value(values: Any, change: str) -> None:
+    """Lay one `a.b.0.c=value` over nested values; digits are places in a list."""
+    path, equals, text = change.partition("=")
+    if not equals or not path:
+        raise SchemaError(f"--set {change}: write it as a.b=value")
+    *places, last = path.split(".")
+    here = values
+    for place in places:
+        if isinstance(here, dict):
+            here = here.setdefault(place, {})
+        elif isinstance(here, list) and place.isdigit() and int(place) < len(here):
+            here = here[int(place)]
+        else:
+            raise SchemaError(f"--set {change}: there is nothing at {place!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SchemaError(f"--set {change}: the value is not YAML") from None
+    if isinstance(here, dict):
+        here[last] = value
+    elif isinstance(here, list) and last.isdigit() and int(last) < len(here):
+        here[int(last)] = value
+    else:
+        raise SchemaError(f"--set {change}: there is nothing at {last!r}")
+
+
+def start_logging() -> None:
+    """Events with their fields, on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class FieldFormatter(logging.Formatter):
+    """The event, then the fields it was logged with."""
+
+    PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {k: v for k, v in vars(record).items() if k not in self.PLAIN}
+        told = "".join(f" {name}={value}" for name, value in fields.items())
+        return super().format(record) + told
+
+
+def start_ray() -> None:
+    """The cluster of RAY_ADDRESS, or one of our own on this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(configure_logging=False)
+        return
+    ray.init(address="local", include_dashboard=False, configure_logging=False)
+
+
+def stop_on_signal() -> threading.Event:
+    """Set when the process is asked to end. Call it after Ray is started, which sets its own."""
+    event = threading.Event()
+
+    def ask(signum: int, _frame: Any) -> None:
+        logging.getLogger(__name__).warning("asked to stop", extra={"signal": signum})
+        event.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return event
+
+
+def last_line(values: dict[str, Any]) -> None:
+    """The machine-readable end of standard output."""
+    print(json.dumps(values))
+    sys.stdout.flush()

@@ -1,0 +1,41 @@
+"""Arrow schemas of what is written, derived from the models in `records`.
+
+The image column is what Hugging Face's `datasets` calls an Image: a struct of bytes and path,
+and a `huggingface` entry in the schema's metadata that says so. One without the other is not
+decoded.
+"""
+
+import json
+from types import UnionType
+from typing import get_args, get_origin
+
+import pyarrow as pa
+from pydantic import BaseModel
+
+from schemas.records import ImageRecord, RejectedRecord
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+PLAIN = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def fields_of(model: type[BaseModel]) -> list[pa.Field]:
+    """One Arrow field for each field of a flat model; bytes are a picture."""
+    out = []
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        nullable = get_origin(kind) is UnionType
+        if nullable:
+            kind = next(arg for arg in get_args(kind) if arg is not type(None))
+        out.append(pa.field(name, IMAGE if kind is bytes else PLAIN[kind], nullable=True))  # type: ignore[index]
+    return out
+
+
+def image_schema(passthrough: list[pa.Field]) -> pa.Schema:
+    """Columns of `data/`: the record's own, then those carried over from the manifest."""
+    metadata = {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})}
+    return pa.schema([*fields_of(ImageRecord), *passthrough], metadata=metadata)
+
+
+def rejected_schema() -> pa.Schema:
+    """Columns of `rejected/`."""
+    return pa.schema(fields_of(RejectedRecord))

@@ -1,0 +1,73 @@
+"""What can be submitted: one model per job."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.base import Schema
+from schemas.engine import EngineConfig
+from schemas.manifest import COLUMNS
+from schemas.records import ImageRecord
+from schemas.sampling import Sampling
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class GenerateJob(Schema):
+    """A manifest of prompts into an image dataset."""
+
+    manifest: str
+    output: str
+    rows_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 64
+    samples_per_row: Annotated[int, Field(ge=1, le=10_000)] = 1
+    workers: Literal["auto"] | Count | tuple[Count, Count] = "auto"
+    format: Literal["parquet", "webdataset"] = "parquet"
+    image_format: Literal["png", "webp", "jpeg"] = "png"
+    image_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    passthrough: tuple[str, ...] = ()
+    picture_roots: tuple[str, ...] = ()
+    shard_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    engine: EngineConfig = EngineConfig()
+    sampling: Sampling = Sampling()
+
+    @field_validator("passthrough")
+    @classmethod
+    def _free_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        ours = set(COLUMNS) | set(ImageRecord.model_fields)
+        if taken := sorted(ours.intersection(names)):
+            raise ValueError(f"{', '.join(taken)} are columns of our own and are carried anyway")
+        if len(set(names)) != len(names):
+            raise ValueError("a column is named twice")
+        return names
+
+    @model_validator(mode="after")
+    def _range_rises(self) -> Self:
+        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers {list(self.workers)}: the first is the smaller one")
+        return self
+
+    def recipe(self) -> dict[str, Any]:
+        """Every setting that changes a byte under `data/`, flat, by its path in the file."""
+        out: dict[str, Any] = {}
+        flatten(self.model_dump(mode="json"), "", out)
+        return {k: v for k, v in out.items() if not k.startswith(NOT_IN_RECIPE)}
+
+
+NOT_IN_RECIPE = (
+    "manifest",
+    "output",
+    "workers",
+    "picture_roots",
+    "shard_retries",
+    "engine.device",
+    "engine.vram_limit",
+)
+
+
+def flatten(value: Any, path: str, out: dict[str, Any]) -> None:
+    """Nested mappings into `a.b: value`; lists stay whole."""
+    if not isinstance(value, dict):
+        out[path] = value
+        return
+    for name, inner in value.items():
+        flatten(inner, f"{path}.{name}" if path else name, out)

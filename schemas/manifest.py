@@ -1,0 +1,55 @@
+"""Rows in: one line of a manifest is one picture to make (or `samples_per_row` of them)."""
+
+import builtins
+
+from pydantic import ConfigDict
+
+from schemas.base import Schema
+from schemas.sampling import (
+    Guidance,
+    Prompt,
+    RandDevice,
+    Schedule,
+    Seed,
+    Shift,
+    Side,
+    Steps,
+    Strength,
+    T5Length,
+    Tile,
+)
+
+
+class PictureRef(Schema):
+    """A picture in a manifest: its bytes, or where they are. Bytes win."""
+
+    model_config = ConfigDict(ser_json_bytes="base64")
+
+    bytes: builtins.bytes | None = None
+    path: str | None = None
+
+
+class PromptRow(Schema):
+    """One row; a column that is absent or null leaves the word to the job's `sampling`."""
+
+    prompt: Prompt
+    key: str | None = None
+    negative_prompt: Prompt | None = None
+    cfg_scale: Guidance | None = None
+    embedded_guidance: Guidance | None = None
+    height: Side | None = None
+    width: Side | None = None
+    seed: Seed | None = None
+    rand_device: RandDevice | None = None
+    num_inference_steps: Steps | None = None
+    t5_sequence_length: T5Length | None = None
+    schedule: Schedule | None = None
+    sigma_shift: Shift | None = None
+    denoising_strength: Strength | None = None
+    tiled: bool | None = None
+    tile_size: Tile | None = None
+    tile_stride: Tile | None = None
+    input_image: PictureRef | None = None
+
+
+COLUMNS = tuple(PromptRow.model_fields)
