@@ -181,22 +181,30 @@ class Pool:
         """Try each row of a shard alone, in workers that may die of it, to find who kills."""
         logger.warning("rows are tried alone", extra={"shard": shard.name, "rows": shard.rows})
         suspects: dict[int, str] = {}
-        lane = self._lane()
-        rows = deque(range(shard.first, shard.first + shard.rows))
-        while rows and not self.stop():
+        lane = self._loaded_lane()
+        for row in range(shard.first, shard.first + shard.rows):
             try:
-                wait(lane.leases[0][0], self.stop)
-                wait(lane.actor.probe.remote(shard, rows[0]), self.stop)
+                wait(lane.actor.probe.remote(shard, row), self.stop)
             except RayTaskError as error:  # it raised, and will be rejected in the ordinary way
-                logger.info("row raises", extra={"row": rows[0], "why": repr(error.cause)})
+                logger.info("row raises", extra={"row": row, "why": repr(error.cause)})
             except RayActorError:
                 self.lost += 1
-                suspects[rows[0]] = "WorkerDied: the process died while this row was tried alone"
-                logger.warning("row kills its worker", extra={"shard": shard.name, "row": rows[0]})
-                lane = self._lane()
-            rows.popleft()
+                suspects[row] = "WorkerDied: the process died while this row was tried alone"
+                logger.warning("row kills its worker", extra={"shard": shard.name, "row": row})
+                lane = self._loaded_lane()
+            if self.stop():
+                break
         ray.kill(lane.actor)
         self._refused[shard.name] = suspects
+
+    def _loaded_lane(self) -> Lane:
+        """A worker that has its engine: what kills it now is a row."""
+        lane = self._lane()
+        try:
+            wait(lane.leases[0][0], self.stop)
+        except RayActorError as error:
+            raise RunFailed(f"a worker died while it loaded the engine: {error}") from None
+        return lane
 
 
 def wait(ref: Any, stop: Callable[[], bool]) -> None:
@@ -208,21 +216,26 @@ def wait(ref: Any, stop: Callable[[], bool]) -> None:
             return
 
 
-def cluster_share(workers: str | int | tuple[int, int]) -> tuple[int, Resources]:
-    """How many workers, and what each holds: a GPU where the cluster has some, else CPUs."""
+def cluster_share(workers: str | int | tuple[int, int], device: str) -> tuple[int, Resources]:
+    """How many workers, and what each holds: a GPU where the cluster has some, else CPUs.
+
+    `device` is the job's: `cpu` leaves GPUs alone, `cuda` insists on them.
+    """
     there = ray.cluster_resources()
-    gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
+    gpus = 0 if device == "cpu" else int(there.get("GPU", 0))
+    cpus = int(there.get("CPU", 1))
+    if device == "cuda" and not gpus:
+        raise RunFailed("engine.device is cuda and the cluster has no GPU")
     match workers:
-        case "auto":
-            count = gpus or 1
         case int():
             count = workers
         case (low, high):
             count = min(max(low, gpus or cpus), high)
+        case _:
+            count = gpus or 1
+    of, name = (gpus, "GPUs") if gpus else (cpus, "CPUs")
+    if count > of:
+        raise RunFailed(f"workers: {count} asked for, and the cluster has {of} {name}")
     if gpus:
-        if count > gpus:
-            raise RunFailed(f"workers: {count} asked for, and the cluster has {gpus} GPUs")
         return count, Resources(gpus=1, cpus=1)
-    if count > cpus:
-        raise RunFailed(f"workers: {count} asked for, and the cluster has {cpus} CPUs")
     return count, Resources(gpus=0, cpus=cpus // count)

@@ -11,7 +11,7 @@ from batch.card import card
 from batch.manifest import Manifest
 from batch.output import RUN, Output, to_json
 from batch.page import page
-from batch.pool import Pool, cluster_share
+from batch.pool import MakeWorker, Pool, cluster_share
 from batch.report import RunReport
 from batch.shards import Shard, count_rows, plan
 from batch.stages.generate import GenerateStage
@@ -22,6 +22,16 @@ logger = logging.getLogger(__name__)
 PROGRESS_S = 5.0
 
 
+class WorkerFactory:
+    """Makes a worker in whichever process it is called; small, so that it travels."""
+
+    def __init__(self, job: GenerateJob, roots: tuple[str, ...]) -> None:
+        self.job, self.roots = job, roots
+
+    def __call__(self) -> ShardWorker:
+        return ShardWorker(self.job, GenerateStage(self.job, self.roots))
+
+
 def checked_plan(job: GenerateJob) -> tuple[Manifest, list[Shard]]:
     """The manifest's shards; ManifestError before anything is started."""
     manifest = Manifest(job.manifest)
@@ -29,11 +39,15 @@ def checked_plan(job: GenerateJob) -> tuple[Manifest, list[Shard]]:
     return manifest, plan(manifest, job.rows_per_shard, job.recipe())
 
 
-def run(job: GenerateJob, stop: Callable[[], bool]) -> tuple[RunReport, bool]:
+def run(
+    job: GenerateJob,
+    stop: Callable[[], bool],
+    factory: Callable[[GenerateJob, tuple[str, ...]], MakeWorker] = WorkerFactory,
+) -> tuple[RunReport, bool]:
     """Work until the dataset is complete or `stop` says so; the report, and whether it is.
 
     Needs Ray to be started. `job` is resolved: its sampling has no open fields but the seed and
-    the shift.
+    the shift. `factory` makes what travels to the workers.
     """
     manifest, shards = checked_plan(job)
     output = Output(job.output, job.format)
@@ -51,8 +65,8 @@ def run(job: GenerateJob, stop: Callable[[], bool]) -> tuple[RunReport, bool]:
     report.done = report.skipped - report.rejected
     if todo:
         name = f"{RUN}/reports/{run_name()}.json"
-        make = WorkerFactory(job, (manifest.base, *job.picture_roots))
-        count, resources = cluster_share(job.workers)
+        count, resources = cluster_share(job.workers, job.engine.device)
+        make = factory(placed(job, resources.gpus), (manifest.base, *job.picture_roots))
         pool = Pool(make, count, resources, retries=job.shard_retries, stop=stop)
         watch(pool, todo, report, lambda state: write_report(output, name, report, state))
     complete = report.finished == report.rows
@@ -60,14 +74,10 @@ def run(job: GenerateJob, stop: Callable[[], bool]) -> tuple[RunReport, bool]:
     return report, complete
 
 
-class WorkerFactory:
-    """Makes a worker in whichever process it is called; small, so that it travels."""
-
-    def __init__(self, job: GenerateJob, roots: tuple[str, ...]) -> None:
-        self.job, self.roots = job, roots
-
-    def __call__(self) -> ShardWorker:
-        return ShardWorker(self.job, GenerateStage(self.job, self.roots))
+def placed(job: GenerateJob, gpus: int) -> GenerateJob:
+    """The job with its device decided: a worker that was given a GPU must not fall back to a CPU."""
+    engine = job.engine.model_copy(update={"device": "cuda" if gpus else "cpu"})
+    return job.model_copy(update={"engine": engine})
 
 
 def watch(pool: Pool, todo: list[Shard], report: RunReport, write: Callable[[str], None]) -> None:

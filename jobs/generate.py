@@ -33,6 +33,10 @@ def resolved(job: GenerateJob) -> GenerateJob:
     return job.model_copy(update={"sampling": resolve(job.sampling, defaults)})
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     config: Annotated[Path, typer.Option(help="The job, a YAML file.")],
     set_: Annotated[
@@ -85,4 +89,4 @@ def work(job: GenerateJob) -> int:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -44,11 +44,14 @@ def sigmas(schedule: Schedule, steps: int, shift: float, strength: float = 1.0) 
     `strength` in (0, 1] starts later, for a picture that is there already: `flux` runs the last
     ⌈steps · strength⌉ of its steps, `diffsynth` runs all `steps` from a lower start.
     """
+    # float32 throughout, in the order of the two implementations: a last bit of σ is felt by the
+    # sinusoids, which see 1000 σ
     if schedule == "diffsynth":
         start = DIFFSYNTH_SIGMA_MIN + (1.0 - DIFFSYNTH_SIGMA_MIN) * strength
-        u = torch.linspace(start, DIFFSYNTH_SIGMA_MIN, steps, dtype=torch.float64)
+        u = torch.linspace(start, DIFFSYNTH_SIGMA_MIN, steps)
+        bent = shift * u / (1.0 + (shift - 1.0) * u)
     else:
         first = int(steps - min(steps * strength, steps))  # as diffusers counts
-        u = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64)[first:]
-    bent = shift * u / (1.0 + (shift - 1.0) * u)
-    return torch.cat([bent, bent.new_zeros(1)]).float()
+        u = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64).float()[first:]
+        bent = shift / (shift + (1.0 / u - 1.0))
+    return torch.cat([bent, bent.new_zeros(1)])

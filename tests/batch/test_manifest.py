@@ -1,0 +1,125 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from batch.errors import ManifestError
+from batch.manifest import Manifest, Row, read_rows
+from tests.batch.doubles import write_manifest
+
+
+def rows(manifest: Manifest, first: int = 0, count: int = 1000) -> list[Row]:
+    return [
+        row for file in manifest.files for row in read_rows(manifest.fs, file, first, count)
+    ]  # fmt: skip
+
+
+def test_a_folder_a_glob_and_a_file_are_manifests(tmp_path: Path) -> None:
+    for name in ("b.parquet", "a.parquet", "deep/c.parquet"):
+        write_manifest(tmp_path / "m" / name, {"prompt": [name]})
+    (tmp_path / "m" / "notes.txt").write_text("no manifest")
+    assert [f.name for f in Manifest(str(tmp_path / "m")).files] == [
+        "a.parquet",
+        "b.parquet",
+        "deep/c.parquet",
+    ]
+    assert [f.name for f in Manifest(f"{tmp_path}/m/[ab].parquet").files] == [
+        "a.parquet",
+        "b.parquet",
+    ]
+    assert [f.name for f in Manifest(f"{tmp_path}/m/b.parquet").files] == ["b.parquet"]
+
+
+def test_what_is_missing_or_empty_is_refused_and_told(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="there is no such file or folder"):
+        Manifest(str(tmp_path / "nowhere"))
+    write_manifest(tmp_path / "a.parquet", {"prompt": ["a"]})
+    with pytest.raises(ManifestError, match=r"no Parquet file matches; .*a\.parquet"):
+        Manifest(f"{tmp_path}/z*.parquet")
+
+
+def test_a_file_that_is_no_parquet_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("prompt\nfox\n")
+    with pytest.raises(ManifestError, match=r"a\.parquet: is not a readable Parquet file"):
+        Manifest(str(tmp_path))
+
+
+def test_an_unknown_column_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "a.parquet", {"prompt": ["a"], "guidence": [1.0], "licence": ["x"]})
+    manifest = Manifest(str(tmp_path))
+    with pytest.raises(ManifestError, match=r"a\.parquet: column 'guidence' is not known"):
+        manifest.check(passthrough=("licence",))
+    with pytest.raises(ManifestError, match=r"column 'licence'.*declared under passthrough"):
+        manifest.check(passthrough=("guidence",))
+    manifest.check(passthrough=("guidence", "licence"))
+
+
+def test_a_column_that_is_asked_for_must_be_there(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "a.parquet", {"promt": ["a"]})
+    with pytest.raises(ManifestError, match="did you mean 'prompt'"):
+        Manifest(str(tmp_path)).check(())
+    write_manifest(tmp_path / "a.parquet", {"prompt": ["a"]})
+    with pytest.raises(ManifestError, match="has no column 'licence'"):
+        Manifest(str(tmp_path)).check(("licence",))
+
+
+def test_a_column_of_another_type_is_refused_before_any_row_is_read(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "a.parquet", {"prompt": ["a"], "height": ["64"]})
+    with pytest.raises(ManifestError, match="column 'height' is string; allowed is a number"):
+        Manifest(str(tmp_path)).check(())
+
+
+def test_a_passthrough_column_has_one_type_in_all_files(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "a.parquet", {"prompt": ["a"], "n": [1]})
+    write_manifest(tmp_path / "b.parquet", {"prompt": ["a"], "n": ["1"]})
+    with pytest.raises(
+        ManifestError, match=r"b\.parquet: column 'n' is string, and in .*a\.parquet"
+    ):
+        Manifest(str(tmp_path)).check(("n",))
+
+
+def test_rows_are_parsed_one_by_one_and_a_faulty_one_says_why(tmp_path: Path) -> None:
+    write_manifest(
+        tmp_path / "a.parquet",
+        {"prompt": ["fox", None, "owl"], "height": [64, 64, 65], "key": ["a", "b", "c"]},
+    )
+    fox, nobody, owl = rows(Manifest(str(tmp_path)))
+    assert fox.parsed is not None
+    assert fox.parsed.height == 64
+    assert nobody.fault == "prompt: is missing"
+    assert "height" in (owl.fault or "")
+    assert "65" in (owl.fault or "")
+
+
+def test_a_null_leaves_the_word_to_the_job(tmp_path: Path) -> None:
+    write_manifest(
+        tmp_path / "a.parquet", {"prompt": ["fox"], "seed": pa.array([None], pa.int64())}
+    )
+    (row,) = rows(Manifest(str(tmp_path)))
+    assert row.parsed is not None
+    assert row.parsed.seed is None
+
+
+def test_a_row_without_a_key_gets_one_that_does_not_change(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_manifest(tmp_path / folder / "a.parquet", {"prompt": ["fox", "fox", "owl"]})
+    one, two = (rows(Manifest(str(tmp_path / folder))) for folder in ("one", "two"))
+    assert [row.key for row in one] == [row.key for row in two]
+    assert len({row.key for row in one}) == 3
+
+
+def test_a_range_is_read_from_the_row_groups_that_hold_it(tmp_path: Path) -> None:
+    write_manifest(
+        tmp_path / "a.parquet", {"prompt": [str(i) for i in range(20)]}, row_group_size=3
+    )
+    some = rows(Manifest(str(tmp_path)), first=5, count=6)
+    assert [(row.number, row.values["prompt"]) for row in some] == [
+        (i, str(i)) for i in range(5, 11)
+    ]
+
+
+def test_integer_keys_become_strings(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "a.parquet", {"prompt": ["fox"], "key": [7]})
+    manifest = Manifest(str(tmp_path))
+    manifest.check(())
+    assert [row.key for row in rows(manifest)] == ["7"]

@@ -1,0 +1,25 @@
+from batch.report import RunReport, ShardReport
+
+
+def shard(done: int, rejected: int) -> ShardReport:
+    return ShardReport(
+        shard="s", done=done, rejected=rejected, seconds=1.0, host="h", published=True
+    )
+
+
+def test_progress_tells_rate_and_time_left_of_this_run_alone() -> None:
+    report = RunReport(rows=100, done=45, rejected=5, skipped=50, started=1000.0)
+    report.add(shard(18, 2))
+    assert report.line(now=1010.0) == "70 of 100 rows, 2.00 rows/s, 7 rejected, 15 s left"
+
+
+def test_before_the_first_shard_no_time_is_promised() -> None:
+    line = RunReport(rows=10, started=0.0).line(now=5.0)
+    assert line == "0 of 10 rows, 0.00 rows/s, 0 rejected, time left unknown"
+
+
+def test_the_written_report_says_how_the_run_ended() -> None:
+    report = RunReport(rows=1)
+    report.add(shard(1, 0))
+    told = report.as_json("finished")
+    assert (told["state"], told["done"], told["shards"][0]["host"]) == ("finished", 1, "h")

@@ -1,0 +1,131 @@
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+
+from batch.errors import ManifestError, OutputError
+from batch.run import run
+from schemas.jobs import GenerateJob
+from tests.batch.doubles import PainterFactory, column, data_bytes, job, write_manifest
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+PROMPTS = ["fox", "owl", "nan", "bee", "ant", "raise", "cat", "dog", "cow"]
+
+
+def never() -> bool:
+    return False
+
+
+def asked(tmp_path: Path, prompts: list[str] = PROMPTS, **values: object) -> GenerateJob:
+    keys = [f"k{i}" for i in range(len(prompts))]
+    manifest = write_manifest(tmp_path / "m" / "a.parquet", {"prompt": prompts, "key": keys})
+    return job(tmp_path, manifest.parent, workers=2, **values)
+
+
+def test_a_manifest_becomes_a_dataset_that_opens_as_it_is(tmp_path: Path) -> None:
+    report, complete = run(asked(tmp_path), never, PainterFactory)
+    assert complete
+    assert (report.rows, report.done, report.rejected, report.skipped) == (9, 7, 2, 0)
+    dataset = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert sorted(dataset["prompt"]) == sorted(set(PROMPTS) - {"nan", "raise"})
+    assert dataset[0]["image"].size == (16, 16)
+    assert sorted(column(tmp_path / "out", "error", "rejected")) == ["NumbersBroke", "RowRaised"]
+    assert {"README.md", "index.html", "data", "rejected", "_run"} <= set(
+        os.listdir(tmp_path / "out")
+    )
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<figure ") == 7
+    assert "cannot paint this" in page
+
+
+def test_a_rerun_of_a_finished_job_does_nothing_and_says_the_same(tmp_path: Path) -> None:
+    run(asked(tmp_path), never, PainterFactory)
+    before = data_bytes(tmp_path / "out")
+    report, complete = run(asked(tmp_path), never, PainterFactory)
+    assert complete
+    assert (report.rows, report.done, report.rejected, report.skipped) == (9, 7, 2, 9)
+    assert data_bytes(tmp_path / "out") == before
+    assert len(list((tmp_path / "out" / "_run" / "reports").iterdir())) == 1
+
+
+def test_a_file_that_was_added_is_all_that_is_worked_on(tmp_path: Path) -> None:
+    run(asked(tmp_path), never, PainterFactory)
+    before = data_bytes(tmp_path / "out")
+    write_manifest(tmp_path / "m" / "b.parquet", {"prompt": ["hen"], "key": ["new"]})
+    report, complete = run(asked(tmp_path), never, PainterFactory)
+    assert complete
+    assert (report.rows, report.skipped, len(report.shards)) == (10, 9, 1)
+    after = data_bytes(tmp_path / "out")
+    assert {k: after[k] for k in before} == before
+
+
+def test_another_recipe_and_a_changed_file_are_refused(tmp_path: Path) -> None:
+    run(asked(tmp_path), never, PainterFactory)
+    with pytest.raises(OutputError, match="image_format was 'png' and is 'webp'"):
+        run(asked(tmp_path, image_format="webp"), never, PainterFactory)
+    with pytest.raises(OutputError, match=r"a\.parquet: changed since"):
+        run(asked(tmp_path, ["hen"]), never, PainterFactory)
+
+
+def test_a_wrong_manifest_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    wrong = job(tmp_path, write_manifest(tmp_path / "m.parquet", {"promt": ["fox"]}))
+    with pytest.raises(ManifestError, match="did you mean 'prompt'"):
+        run(wrong, never, PainterFactory)
+    assert not (tmp_path / "out").exists()
+
+
+def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_run(tmp_path: Path) -> None:
+    prompts = [f"sleep 0.0{i % 5 + 1}" for i in range(60)]
+    quiet = asked(tmp_path, prompts, output=str(tmp_path / "quiet"))
+    run(quiet, never, PainterFactory)
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_twice() -> None:
+        """A worker dies when the first shard is there, and its successor after the next one."""
+        while len(killed) < 2 and not over.wait(0.02):
+            there = len(list((tmp_path / "out" / "data").glob("*")))
+            if there > 2 * len(killed) and (pids := painters()):
+                os.kill(pids[0], signal.SIGKILL)
+                killed.append(pids[0])
+
+    killer = threading.Thread(target=kill_twice)
+    killer.start()
+    report, complete = run(asked(tmp_path, prompts), never, PainterFactory)
+    over.set()
+    killer.join()
+    assert complete
+    assert len(killed) == 2
+    assert (report.done, report.lost_workers) == (60, 2)
+    assert data_bytes(tmp_path / "out") == data_bytes(tmp_path / "quiet")
+
+
+def painters() -> list[int]:
+    """Processes that Ray names after our worker class."""
+    out = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes()
+            except OSError:  # gone in the meantime
+                continue
+            if words.startswith(b"ray::WorkerProcess"):
+                out.append(int(entry.name))
+    return out
+
+
+def test_what_differs_between_runs_is_in_the_reports_alone(tmp_path: Path) -> None:
+    run(asked(tmp_path), never, PainterFactory)
+    (report,) = (tmp_path / "out" / "_run" / "reports").iterdir()
+    told = json.loads(report.read_text())
+    assert told["state"] == "finished"
+    assert {"seconds", "host"} <= set(told["shards"][0])
+    first = data_bytes(tmp_path / "out")
+    again = asked(tmp_path, output=str(tmp_path / "again"))
+    run(again, never, PainterFactory)
+    assert data_bytes(tmp_path / "again") == first

@@ -1,0 +1,82 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import FieldFormatter, load, set_value
+from schemas.base import SchemaError
+from schemas.jobs import GenerateJob
+
+JOB = """
+manifest: m.parquet
+output: out
+workers: [1, 2]
+engine:
+  model:
+  - path: a
+  - path: b
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB)
+    return path
+
+
+def test_changes_are_laid_over_the_file_at_any_depth(config: Path) -> None:
+    job = load(
+        GenerateJob,
+        config,
+        ["sampling.sigma_shift=1.5", "engine.model.1.path=c", "workers=auto", "passthrough=[x, y]"],
+    )
+    assert job.sampling.sigma_shift == 1.5
+    assert [entry.path for entry in job.engine.model if not isinstance(entry, str)] == ["a", "c"]
+    assert job.workers == "auto"
+    assert job.passthrough == ("x", "y")
+
+
+def test_a_change_of_an_unknown_name_is_judged_by_the_schema(config: Path) -> None:
+    with pytest.raises(SchemaError, match=r"sampling\.stesp: unknown name"):
+        load(GenerateJob, config, ["sampling.stesp=4"])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("sampling", "write it as a.b=value"),
+        ("=3", "write it as a.b=value"),
+        ("engine.model.7.path=x", "nothing at '7'"),
+        ("manifest.deep.er=1", "nothing at 'deep'"),
+        ("output=[1", "the value is not YAML"),
+    ],
+)
+def test_a_change_that_leads_nowhere_says_so(config: Path, change: str, why: str) -> None:
+    with pytest.raises(SchemaError, match=why):
+        load(GenerateJob, config, [change])
+
+
+def test_a_value_is_read_as_yaml() -> None:
+    values: dict[str, Any] = {}
+    for change in ("a=1", "b=true", "c=null", "d=[1, x]", "e=x=y"):
+        set_value(values, change)
+    assert values == {"a": 1, "b": True, "c": None, "d": [1, "x"], "e": "x=y"}
+
+
+@pytest.mark.parametrize(("text", "why"), [("[1, 2]", "is not a mapping"), ("a: [", "is not YAML")])
+def test_a_file_that_is_no_job_is_refused_by_name(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(SchemaError, match=rf"job\.yaml: {why}"):
+        load(GenerateJob, path, [])
+    with pytest.raises(SchemaError, match=r"none\.yaml: cannot be read"):
+        load(GenerateJob, tmp_path / "none.yaml", [])
+
+
+def test_a_logged_event_carries_its_fields() -> None:
+    record = logging.makeLogRecord({"msg": "shard written", "levelname": "INFO", "shard": 42})
+    assert (
+        FieldFormatter("%(levelname)s %(message)s").format(record) == "INFO shard written shard=42"
+    )

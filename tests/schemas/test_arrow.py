@@ -1,0 +1,17 @@
+import json
+
+import pyarrow as pa
+
+from schemas.arrow import image_schema, rejected_schema
+
+
+def test_the_image_column_is_what_datasets_calls_an_image() -> None:
+    schema = image_schema([pa.field("licence", pa.string())])
+    assert schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    told = json.loads(schema.metadata[b"huggingface"])
+    assert told["info"]["features"]["image"] == {"_type": "Image"}
+    assert schema.names[-1] == "licence"
+
+
+def test_a_rejected_row_says_which_and_why() -> None:
+    assert {"key", "manifest_file", "row", "error", "reason"} <= set(rejected_schema().names)

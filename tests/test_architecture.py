@@ -1,0 +1,69 @@
+"""What the house promises about itself."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import load
+from schemas.jobs import GenerateJob
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("schemas", "flux_engine", "batch", "jobs", "shapes")
+MODULES = sorted(
+    path.relative_to(ROOT)
+    for room in ROOMS
+    for path in (ROOT / room).rglob("*.py")
+    if path.name != "__init__.py"
+)
+DOORS = {
+    "ray": {"batch/pool.py", "jobs/cli.py", "jobs/generate.py"},
+    "transformers": {"flux_engine/models/text.py", "shapes/text.py"},
+    "safetensors": {"flux_engine/weights/reader.py", "shapes/folder.py", "shapes/text.py"},
+    "yaml": {"jobs/cli.py"},
+    "typer": {"jobs/generate.py"},
+}
+LONGEST_FILE = 400  # lines
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_every_module_has_a_test_of_its_name(module: Path) -> None:
+    test = ROOT / "tests" / module.with_name(f"test_{module.name}")
+    assert test.is_file(), f"{test} is missing"
+
+
+def test_every_file_says_what_it_is_and_none_is_an_attic() -> None:
+    for module in MODULES:
+        text = (ROOT / module).read_text()
+        assert ast.get_docstring(ast.parse(text)), f"{module} has no first line"
+        assert len(text.splitlines()) <= LONGEST_FILE, f"{module} is too long"
+        assert module.stem not in {"utils", "util", "helpers", "common", "misc", "core"}
+
+
+def imports(module: Path) -> set[str]:
+    """The packages that a module imports, at any depth of it."""
+    out: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / module).read_text())):
+        if isinstance(node, ast.Import):
+            out |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            out.add(node.module.split(".")[0])
+    return out
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_a_heavy_package_has_few_doors(package: str) -> None:
+    opened = {str(module) for module in MODULES if package in imports(module)}
+    assert opened <= DOORS[package]
+
+
+def test_no_code_reads_or_writes_pickles() -> None:
+    for module in MODULES:
+        assert not imports(module) & {"pickle", "cloudpickle", "dill", "joblib"}
+        assert "torch.load(" not in (ROOT / module).read_text()
+        assert "torch.save(" not in (ROOT / module).read_text()
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "jobs" / "recipes").glob("*.yaml")), ids=str)
+def test_every_recipe_is_a_job(recipe: Path) -> None:
+    load(GenerateJob, recipe, [])
