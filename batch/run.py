@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_S = 5.0
 
+Stop = Callable[[], bool]
+
 
 class WorkerFactory:
     """Makes a worker in whichever process it is called; small, so that it travels."""
@@ -41,13 +43,14 @@ def checked_plan(job: GenerateJob) -> tuple[Manifest, list[Shard]]:
 
 def run(
     job: GenerateJob,
-    stop: Callable[[], bool],
+    start: Callable[[], Stop],
     factory: Callable[[GenerateJob, tuple[str, ...]], MakeWorker] = WorkerFactory,
 ) -> tuple[RunReport, bool]:
-    """Work until the dataset is complete or `stop` says so; the report, and whether it is.
+    """Work until the dataset is complete or somebody says stop; the report, and whether it is.
 
-    Needs Ray to be started. `job` is resolved: its sampling has no open fields but the seed and
-    the shift. `factory` makes what travels to the workers.
+    `job` is resolved: its sampling has no open fields but the seed and the shift. `start` is
+    called if there is work, starts Ray and answers how to ask whether to stop. `factory` makes
+    what travels to the workers.
     """
     manifest, shards = checked_plan(job)
     output = Output(job.output, job.format)
@@ -64,6 +67,7 @@ def run(
     report.skipped = count_rows(there) * job.samples_per_row
     report.done = report.skipped - report.rejected
     if todo:
+        stop = start()
         name = f"{RUN}/reports/{run_name()}.json"
         count, resources = cluster_share(job.workers, job.engine.device)
         make = factory(placed(job, resources.gpus), (manifest.base, *job.picture_roots))
@@ -75,7 +79,7 @@ def run(
 
 
 def placed(job: GenerateJob, gpus: int) -> GenerateJob:
-    """The job with its device decided: a worker that was given a GPU must not fall back to a CPU."""
+    """The job with its device decided: a worker that has a GPU must not fall back to a CPU."""
     engine = job.engine.model_copy(update={"device": "cuda" if gpus else "cpu"})
     return job.model_copy(update={"engine": engine})
 

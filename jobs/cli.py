@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,16 +79,18 @@ class FieldFormatter(logging.Formatter):
         return super().format(record) + told
 
 
-def start_ray() -> None:
-    """The cluster of RAY_ADDRESS, or one of our own on this machine."""
+def start_ray() -> Callable[[], bool]:
+    """Join the cluster of RAY_ADDRESS, or start one of our own on this machine; whether the process
+    has since been asked to end."""
     if os.environ.get("RAY_ADDRESS"):
         ray.init(configure_logging=False)
-        return
-    ray.init(address="local", include_dashboard=False, configure_logging=False)
+    else:
+        ray.init(address="local", include_dashboard=False, configure_logging=False)
+    return stop_on_signal().is_set  # after Ray, which sets handlers of its own
 
 
 def stop_on_signal() -> threading.Event:
-    """Set when the process is asked to end. Call it after Ray is started, which sets its own."""
+    """Set when the process is asked to end."""
     event = threading.Event()
 
     def ask(signum: int, _frame: Any) -> None:

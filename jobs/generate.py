@@ -64,10 +64,8 @@ def main(
 
 def work(job: GenerateJob) -> int:
     """Run the job on Ray and print the last line; the exit status."""
-    cli.start_ray()
-    stop = cli.stop_on_signal()
     try:
-        report, complete = run(job, stop.is_set)
+        report, complete = run(job, cli.start_ray)
     except OutputError as error:
         logger.error(str(error))  # noqa: TRY400
         return cli.REFUSED
