@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,7 @@ from schemas.sampling import Sampling
 logger = logging.getLogger(__name__)
 
 ENCODE_THREADS = 2
+CHUNK = 128  # pictures that go through the engine together; bounds what is held in memory
 
 
 class Engine(Protocol):
@@ -70,6 +71,13 @@ class GenerateStage:
         """One record for each sample of each row. `refused` says, by row number, which rows are
         not to be tried, and why."""
         wishes = [Wish(row, i) for row in rows for i in range(self.job.samples_per_row)]
+        return [
+            record
+            for first in range(0, len(wishes), CHUNK)
+            for record in self._chunk(wishes[first : first + CHUNK], refused, file)
+        ]
+
+    def _chunk(self, wishes: list[Wish], refused: dict[int, str], file: str) -> list[Record]:
         records: dict[int, Record] = {}
         asked: dict[int, Asked] = {}
         for n, wish in enumerate(wishes):
@@ -81,17 +89,15 @@ class GenerateStage:
                     asked[n] = self._ask(wish)
             except (SchemaError, PictureError) as error:
                 records[n] = rejected(wish, file, type(error).__name__, str(error))
+        encoding: dict[int, tuple[Generation, Future[bytes]]] = {}
         with ThreadPoolExecutor(ENCODE_THREADS) as encoders:
-            encoding: dict[int, Future[bytes]] = {}
-            made: dict[int, Generation] = {}
             for n, outcome in self._outcomes(asked):
                 if isinstance(outcome, Generation):
-                    encoding[n] = encoders.submit(self._encode, outcome)
-                    made[n] = without_tensors(outcome)
+                    encoding[n] = without_tensors(outcome), encoders.submit(self._encode, outcome)
                 else:
                     records[n] = rejected(wishes[n], file, type(outcome).__name__, str(outcome))
-            for n, future in encoding.items():
-                records[n] = self._record(asked[n], made[n], future.result())
+            for n, (made, image) in encoding.items():
+                records[n] = self._record(asked[n], made, image.result())
         return [records[n] for n in range(len(wishes))]
 
     def _encode(self, made: Generation) -> bytes:
@@ -172,15 +178,8 @@ MACHINE_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
 
 
 def without_tensors(made: Generation) -> Generation:
-    """The same facts without the picture, so that a shard's pictures are not held twice."""
-    empty = torch.empty(0)
-    return Generation(
-        pixels=empty,
-        latents=empty,
-        sigma_shift=made.sigma_shift,
-        micro_batch=made.micro_batch,
-        tokens_dropped=made.tokens_dropped,
-    )
+    """The same facts without the picture, so that a chunk's pictures are not held twice."""
+    return replace(made, pixels=torch.empty(0), latents=torch.empty(0))
 
 
 def rejected(wish: Wish, file: str, error: str, reason: str) -> RejectedRecord:

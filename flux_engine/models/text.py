@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -109,6 +110,11 @@ def tie_embeddings(t5: nn.Module) -> None:
     t5.set_input_embeddings(t5.shared)  # type: ignore[operator]
 
 
+def output_width(encoder: nn.Module) -> int:
+    """Channels of what an encoder of either kind says."""
+    return int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer whose files lie in `folder`; nothing is fetched, none of its code is run."""
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -149,7 +155,7 @@ def _build(model_class: Any, config_class: Any, config: Mapping[str, Any]) -> nn
     known = {key: value for key, value in config.items() if key not in _NOT_OURS}
     try:
         parsed = config_class.from_dict(known)
-    except (TypeError, ValueError) as error:  # transformers' own checks of the values
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise CheckpointError("config.json", reason=str(error)) from error
     parsed._attn_implementation = "sdpa" if model_class._supports_sdpa else "eager"
     model: nn.Module = model_class(parsed)

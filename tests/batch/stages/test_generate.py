@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from batch.manifest import Manifest, Row, read_rows
+from batch.stages import generate
 from batch.stages.generate import Record, seed_of
 from schemas.records import ImageRecord, RejectedRecord
 from tests.batch.doubles import Painter, PainterStage, job, write_manifest
@@ -92,6 +93,17 @@ def test_samples_of_a_row_differ_and_the_first_has_the_seed_that_was_given(tmp_p
 def test_a_seed_depends_on_nothing_but_the_key_and_the_sample() -> None:
     assert seed_of("a", None, 0) == seed_of("a", None, 0) != seed_of("b", None, 0)
     assert 0 <= seed_of("a", None, 1) < 2**63
+
+
+def test_a_large_shard_goes_through_the_engine_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(chunk: int) -> list[Record]:
+        monkeypatch.setattr(generate, "CHUNK", chunk)
+        stage, rows = stage_and_rows(tmp_path, {"prompt": ["fox", "nan", "raise", "owl", "bee"]})
+        return stage(rows, {}, "m")
+
+    assert made(2) == made(100)
 
 
 def test_when_all_rows_raise_no_row_is_to_blame(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Weights: where files come from, how they are read, and what their names mean."""

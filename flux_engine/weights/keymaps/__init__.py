@@ -1,0 +1,1 @@
+"""Names: what a set of keys is, and how each set becomes the tensors of one of our models."""
