@@ -1,0 +1,77 @@
+"""Prompts of the shapes world as a manifest: `python -m shapes.manifest OUT.parquet --rows 96`.
+
+Columns `key` and `prompt`. The same arguments make the same file.
+"""
+
+import argparse
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from shapes.world import TEMPLATES, caption, combinations, held_out, keyed
+
+
+def spread(rows_N5: Tensor, count: int, seed: int) -> Tensor:
+    """`count` rows in which no value of an attribute is much commoner than another.
+
+    Always the row whose values have been taken least often; a shuffled order breaks ties.
+    """
+    order = torch.randperm(len(rows_N5), generator=keyed(seed, "manifest", len(rows_N5)))
+    rows_N5 = rows_N5[order]
+    taken = [torch.zeros(int(column.max()) + 1) for column in rows_N5.T]
+    free = torch.ones(len(rows_N5), dtype=torch.bool)
+    picked = []
+    for _ in range(min(count, len(rows_N5))):
+        # relative to the fair share, so that the two sizes weigh as much as the nine places
+        cost = sum(
+            (seen * len(seen))[column] for seen, column in zip(taken, rows_N5.T, strict=True)
+        )
+        assert isinstance(cost, Tensor)
+        best = int(torch.where(free, cost, torch.inf).argmin())
+        free[best] = False
+        picked.append(best)
+        for seen, value in zip(taken, rows_N5[best].tolist(), strict=True):
+            seen[value] += 1
+    return rows_N5[picked]
+
+
+def prompts(count: int, unseen: int, seed: int = 0) -> list[str]:
+    """Captions of `count` combinations, `unseen` of them never trained on, evenly mixed."""
+    rows = combinations()
+    held = held_out(rows)
+    chosen = torch.cat(
+        [spread(rows[held], unseen, seed), spread(rows[~held], count - unseen, seed)]
+    )
+    if len(chosen) < count:
+        raise ValueError(
+            f"asked for {unseen} held-out and {count - unseen} other rows; the world has "
+            f"{int(held.sum())} and {int((~held).sum())}"
+        )
+    mixed = chosen[torch.randperm(count, generator=keyed(seed, "order", count))]
+    return [caption(row, i % len(TEMPLATES)) for i, row in enumerate(mixed)]
+
+
+def write_manifest(path: Path, texts: list[str], name: str = "demo") -> None:
+    """One row a prompt; the keys are numbered."""
+    keys = [f"{name}-{i:04}" for i in range(len(texts))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"key": keys, "prompt": texts}), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write prompts of the shapes world.")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--held-out", type=int, help="rows never trained on; default: a third")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="demo", help="what keys begin with")
+    given = parser.parse_args()
+    unseen = given.rows // 3 if given.held_out is None else given.held_out
+    write_manifest(given.path, prompts(given.rows, unseen, given.seed), given.name)
+
+
+if __name__ == "__main__":
+    main()
