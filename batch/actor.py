@@ -6,15 +6,14 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
-from batch.manifest import Row, read_rows
+from batch.manifest import Row, RowReader
 from batch.output import Output
 from batch.report import ShardReport
 from batch.shards import Shard
 from batch.sink import to_parquet, to_rejected, to_tar
-from batch.stages.generate import Record
 from batch.storage import open_uri
 from schemas.jobs import GenerateJob
-from schemas.records import ImageRecord, RejectedRecord
+from schemas.records import ImageRecord, Record, RejectedRecord
 
 
 class Stage(Protocol):
@@ -32,7 +31,7 @@ class ShardWorker:
     def __init__(self, job: GenerateJob, stage: Stage) -> None:
         self.job, self.stage = job, stage
         self.output = Output(job.output, job.format)
-        self.manifest_fs, _ = open_uri(job.manifest)
+        self.reader = RowReader(open_uri(job.manifest)[0])
 
     def setup(self) -> None:
         """Load what the stage needs, and refuse an output that other weights have made."""
@@ -44,7 +43,7 @@ class ShardWorker:
         began = time.monotonic()
         if self.output.storage.exists(self.output.data(shard.name)):
             return self._there(shard, began)
-        rows = list(read_rows(self.manifest_fs, shard.file, shard.first, shard.rows))
+        rows = list(self.reader.read(shard.file, shard.first, shard.rows))
         twice = {
             row: f"DuplicateKey: the key stands first in {where}" for row, where in shard.duplicates
         }
@@ -53,7 +52,7 @@ class ShardWorker:
 
     def probe(self, shard: Shard, row: int) -> None:
         """Try one row and throw the answer away: if the process survives, the row is innocent."""
-        rows = list(read_rows(self.manifest_fs, shard.file, row, 1))
+        rows = list(self.reader.read(shard.file, row, 1))
         self.stage(rows, {}, shard.file.name)
 
     def _publish(

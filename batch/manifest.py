@@ -61,7 +61,7 @@ class Manifest:
         try:
             with self.fs.open_input_file(path) as stream:
                 size = stream.size()
-                metadata = pq.read_metadata(stream)
+                parquet = pq.ParquetFile(stream)
                 stream.seek(size - 8)
                 length = int.from_bytes(stream.read(4), "little")
                 stream.seek(size - 8 - length)
@@ -69,8 +69,8 @@ class Manifest:
         except pa.ArrowInvalid as error:
             raise ManifestError(f"{path}: is not a readable Parquet file: {error}") from None
         name = str(PurePosixPath(path).relative_to(self.base))
-        schema = metadata.schema.to_arrow_schema()
-        return ManifestFile(name, path, size, metadata.num_rows, footer, schema)
+        rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+        return ManifestFile(name, path, size, rows, footer, schema)
 
     def check(self, passthrough: tuple[str, ...]) -> None:
         """ManifestError for the first file with a column that is unknown, missing or mistyped."""
@@ -168,38 +168,50 @@ def misfit(name: str, kind: pa.DataType) -> str | None:
     return None if types.is_integer(kind) or types.is_floating(kind) else "a number"
 
 
-def read_rows(
-    file_system: fs.FileSystem, file: ManifestFile, first: int, count: int
-) -> Iterator[Row]:
-    """Rows `first` … `first + count − 1` of one file; a faulty one comes with its fault."""
-    with file_system.open_input_file(file.path) as stream:
-        table = slice_of(pq.ParquetFile(stream), first, count)
-    for i, values in enumerate(table.to_pylist()):
-        number = first + i
-        key = values.get("key")
-        digest = content_digest(file.name, number, values)
-        known = {k: picture(k, v) for k, v in values.items() if k in COLUMNS and v is not None}
-        if key is not None:
-            known["key"] = str(key)
-        parsed, fault = None, None
-        try:
-            parsed = PromptRow.parse(known)
-        except SchemaError as error:
-            fault = "; ".join(str(error).splitlines())
-        yield Row(number, digest if key is None else str(key), values, parsed, fault)
+class RowReader:
+    """Rows by file and number; keeps the row group it read last, since shards follow each other."""
+
+    def __init__(self, file_system: fs.FileSystem) -> None:
+        self.fs = file_system
+        self._last: tuple[str, int, pa.Table] | None = None
+
+    def read(self, file: ManifestFile, first: int, count: int) -> Iterator[Row]:
+        """Rows `first` … `first + count − 1` of one file; a faulty one comes with its fault."""
+        with self.fs.open_input_file(file.path) as stream:
+            tables = list(self._tables(file.path, pq.ParquetFile(stream), first, count))
+        number = first
+        for table in tables:
+            for values in table.to_pylist():
+                yield parse_row(file.name, number, values)
+                number += 1
+
+    def _tables(
+        self, path: str, parquet: pq.ParquetFile, first: int, count: int
+    ) -> Iterator[pa.Table]:
+        """The parts of the row groups that hold these rows."""
+        begin = 0
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            low, high = max(first, begin), min(first + count, begin + rows)
+            if low < high:
+                if self._last is None or self._last[:2] != (path, group):
+                    self._last = path, group, parquet.read_row_group(group)
+                yield self._last[2].slice(low - begin, high - low)
+            begin += rows
 
 
-def slice_of(parquet: pq.ParquetFile, first: int, count: int) -> pa.Table:
-    """Some consecutive rows, reading no other row groups than those that hold them."""
-    groups, begins, at = [], [], 0
-    for g in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(g).num_rows
-        if at < first + count and at + rows > first:
-            groups.append(g)
-            begins.append(at)
-        at += rows
-    table = parquet.read_row_groups(groups)
-    return table.slice(first - begins[0] if begins else 0, count)
+def parse_row(name: str, number: int, values: Mapping[str, Any]) -> Row:
+    """One line of the file `name`."""
+    known = {k: picture(k, v) for k, v in values.items() if k in COLUMNS and v is not None}
+    if "key" in known:
+        known["key"] = str(known["key"])
+    key = known.get("key") or content_digest(name, number, values)
+    parsed, fault = None, None
+    try:
+        parsed = PromptRow.parse(known)
+    except SchemaError as error:
+        fault = "; ".join(str(error).splitlines())
+    return Row(number, key, values, parsed, fault)
 
 
 def picture(name: str, value: Any) -> Any:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
@@ -38,6 +37,8 @@ class WorkerProcess:
     """A `ShardWorker` in a process of its own; `ready` loads its engine."""
 
     def __init__(self, make: MakeWorker, threads: int) -> None:
+        import torch  # in the worker alone
+
         torch.set_num_threads(threads)
         self.worker = make()
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from batch.manifest import Manifest, Row, read_rows
+from batch.manifest import Manifest, Row, RowReader
 from batch.shards import Shard, count_rows
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
@@ -65,8 +65,9 @@ def preview(job: GenerateJob, manifest: Manifest, shards: list[Shard]) -> Previe
     """Parse every row; ManifestError has been ruled out before."""
     rows = count_rows(shards)
     out = Preview(len(shards), rows, rows * job.samples_per_row)
+    reader = RowReader(manifest.fs)
     for shard in shards:
         repeated = dict(shard.duplicates)
-        for row in read_rows(manifest.fs, shard.file, shard.first, shard.rows):
+        for row in reader.read(shard.file, shard.first, shard.rows):
             out.add(job, shard, row, repeated.get(row.number))
     return out

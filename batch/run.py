@@ -14,7 +14,6 @@ from batch.page import page
 from batch.pool import MakeWorker, Pool, cluster_share
 from batch.report import RunReport
 from batch.shards import Shard, count_rows, plan
-from batch.stages.generate import GenerateStage
 from schemas.jobs import GenerateJob
 
 logger = logging.getLogger(__name__)
@@ -31,6 +30,8 @@ class WorkerFactory:
         self.job, self.roots = job, roots
 
     def __call__(self) -> ShardWorker:
+        from batch.stages.generate import GenerateStage  # with it comes torch: not in the driver
+
         return ShardWorker(self.job, GenerateStage(self.job, self.roots))
 
 
@@ -43,16 +44,17 @@ def checked_plan(job: GenerateJob) -> tuple[Manifest, list[Shard]]:
 
 def run(
     job: GenerateJob,
+    manifest: Manifest,
+    shards: list[Shard],
     start: Callable[[], Stop],
     factory: Callable[[GenerateJob, tuple[str, ...]], MakeWorker] = WorkerFactory,
 ) -> tuple[RunReport, bool]:
     """Work until the dataset is complete or somebody says stop; the report, and whether it is.
 
-    `job` is resolved: its sampling has no open fields but the seed and the shift. `start` is
-    called if there is work, starts Ray and answers how to ask whether to stop. `factory` makes
-    what travels to the workers.
+    Manifest and shards are those of `checked_plan`. `job` is resolved: its sampling has no open
+    fields but the seed and the shift. `start` is called if there is work, starts Ray and answers
+    how to ask whether to stop. `factory` makes what travels to the workers.
     """
-    manifest, shards = checked_plan(job)
     output = Output(job.output, job.format)
     output.claim(job.recipe())
     output.enrol(manifest.files)

@@ -55,4 +55,4 @@ class CheckpointError(EngineError):
         ):
             if names:
                 parts.append(f"{len(names)} {title}: {', '.join(names)}")
-        super().__init__(f"{where}: {'; '.join(parts)}")
+        super().__init__(f"{where}: {'; '.join(parts)}" if parts else where)

@@ -15,10 +15,12 @@ import ray
 import typer
 
 from batch.errors import BatchError, ManifestError, OutputError
+from batch.manifest import Manifest
 from batch.preview import preview
 from batch.run import checked_plan, run
-from flux_engine.assembly import engine_defaults
-from flux_engine.errors import EngineError
+from batch.shards import Shard
+from flux_engine.defaults import DEFAULTS, folder_defaults, model_folder
+from flux_engine.errors import CheckpointError, EngineError, SettingError
 from jobs import cli
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
@@ -28,8 +30,13 @@ logger = logging.getLogger(__name__)
 
 
 def resolved(job: GenerateJob) -> GenerateJob:
-    """The job with every sampling value that its model's folder or publication decides."""
-    defaults = ModelDefaults.parse(engine_defaults(job.engine), f"defaults of {job.engine.model}")
+    """The job with every sampling value that its model's folder or publication decides.
+
+    Also finds out that a folder or a bundled name does not exist. Torch is not needed for it.
+    """
+    model = job.engine.model
+    values = folder_defaults(model_folder(model)) if isinstance(model, str) else {}
+    defaults = ModelDefaults.parse(values, f"{model}/{DEFAULTS}")
     return job.model_copy(update={"sampling": resolve(job.sampling, defaults)})
 
 
@@ -59,14 +66,14 @@ def main(
         typer.echo(job.model_dump_json(indent=2))
         typer.echo("\n".join(preview(job, manifest, shards).lines()))
         return
-    raise typer.Exit(work(job))
+    raise typer.Exit(work(job, manifest, shards))
 
 
-def work(job: GenerateJob) -> int:
+def work(job: GenerateJob, manifest: Manifest, shards: list[Shard]) -> int:
     """Run the job on Ray and print the last line; the exit status."""
     try:
-        report, complete = run(job, cli.start_ray)
-    except OutputError as error:
+        report, complete = run(job, manifest, shards, cli.start_ray)
+    except (OutputError, CheckpointError, SettingError) as error:
         logger.error(str(error))  # noqa: TRY400
         return cli.REFUSED
     except (BatchError, EngineError) as error:

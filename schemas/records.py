@@ -39,3 +39,6 @@ class RejectedRecord(Schema):
     error: str
     reason: str
     prompt: str | None
+
+
+Record = ImageRecord | RejectedRecord

@@ -18,7 +18,7 @@ from flux_engine.errors import RequestError
 from flux_engine.request import Generation, GenerationRequest
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
-from schemas.records import ImageRecord, RejectedRecord
+from schemas.records import ImageRecord, Record, RejectedRecord
 from schemas.sampling import Sampling
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,6 @@ class Asked:
     wish: Wish
     request: GenerationRequest
     sampling: Sampling
-
-
-Record = ImageRecord | RejectedRecord
 
 
 class GenerateStage:

@@ -1,16 +1,17 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from batch.errors import ManifestError
-from batch.manifest import Manifest, Row, read_rows
+from batch.manifest import Manifest, Row, RowReader
 from tests.batch.doubles import write_manifest
 
 
 def rows(manifest: Manifest, first: int = 0, count: int = 1000) -> list[Row]:
     return [
-        row for file in manifest.files for row in read_rows(manifest.fs, file, first, count)
+        row for file in manifest.files for row in RowReader(manifest.fs).read(file, first, count)
     ]  # fmt: skip
 
 
@@ -123,3 +124,21 @@ def test_integer_keys_become_strings(tmp_path: Path) -> None:
     manifest = Manifest(str(tmp_path))
     manifest.check(())
     assert [row.key for row in rows(manifest)] == ["7"]
+
+
+def test_a_row_group_is_read_once_for_the_shards_that_follow_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest(
+        tmp_path / "a.parquet", {"prompt": [str(i) for i in range(12)]}, row_group_size=6
+    )
+    manifest = Manifest(str(tmp_path))
+    reader, (file,) = RowReader(manifest.fs), manifest.files
+    read: list[int] = []
+    real = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, i: read.append(i) or real(self, i)
+    )
+    rows = [row for first in range(0, 12, 2) for row in reader.read(file, first, 2)]
+    assert [row.number for row in rows] == list(range(12))
+    assert read == [0, 1]

@@ -9,7 +9,8 @@ import pytest
 from datasets import load_dataset
 
 from batch.errors import ManifestError, OutputError
-from batch.run import run
+from batch.report import RunReport
+from batch.run import Stop, checked_plan, run
 from schemas.jobs import GenerateJob
 from tests.batch.doubles import PainterFactory, column, data_bytes, job, write_manifest
 
@@ -20,6 +21,11 @@ PROMPTS = ["fox", "owl", "nan", "bee", "ant", "raise", "cat", "dog", "cow"]
 
 def never() -> bool:
     return False
+
+
+def go(job: GenerateJob, start: Callable[[], Stop]) -> tuple[RunReport, bool]:
+    """The job, painted."""
+    return run(job, *checked_plan(job), start, PainterFactory)
 
 
 def start() -> Callable[[], bool]:
@@ -34,7 +40,7 @@ def asked(tmp_path: Path, prompts: list[str] = PROMPTS, **values: object) -> Gen
 
 
 def test_a_manifest_becomes_a_dataset_that_opens_as_it_is(tmp_path: Path) -> None:
-    report, complete = run(asked(tmp_path), start, PainterFactory)
+    report, complete = go(asked(tmp_path), start)
     assert complete
     assert (report.rows, report.done, report.rejected, report.skipped) == (9, 7, 2, 0)
     dataset = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
@@ -50,13 +56,13 @@ def test_a_manifest_becomes_a_dataset_that_opens_as_it_is(tmp_path: Path) -> Non
 
 
 def test_a_rerun_of_a_finished_job_does_nothing_and_says_the_same(tmp_path: Path) -> None:
-    run(asked(tmp_path), start, PainterFactory)
+    go(asked(tmp_path), start)
     before = data_bytes(tmp_path / "out")
 
     def idle() -> Callable[[], bool]:
         raise AssertionError("nothing is to be started")
 
-    report, complete = run(asked(tmp_path), idle, PainterFactory)
+    report, complete = go(asked(tmp_path), idle)
     assert complete
     assert (report.rows, report.done, report.rejected, report.skipped) == (9, 7, 2, 9)
     assert data_bytes(tmp_path / "out") == before
@@ -64,10 +70,10 @@ def test_a_rerun_of_a_finished_job_does_nothing_and_says_the_same(tmp_path: Path
 
 
 def test_a_file_that_was_added_is_all_that_is_worked_on(tmp_path: Path) -> None:
-    run(asked(tmp_path), start, PainterFactory)
+    go(asked(tmp_path), start)
     before = data_bytes(tmp_path / "out")
     write_manifest(tmp_path / "m" / "b.parquet", {"prompt": ["hen"], "key": ["new"]})
-    report, complete = run(asked(tmp_path), start, PainterFactory)
+    report, complete = go(asked(tmp_path), start)
     assert complete
     assert (report.rows, report.skipped, len(report.shards)) == (10, 9, 1)
     after = data_bytes(tmp_path / "out")
@@ -75,24 +81,24 @@ def test_a_file_that_was_added_is_all_that_is_worked_on(tmp_path: Path) -> None:
 
 
 def test_another_recipe_and_a_changed_file_are_refused(tmp_path: Path) -> None:
-    run(asked(tmp_path), start, PainterFactory)
+    go(asked(tmp_path), start)
     with pytest.raises(OutputError, match="image_format was 'png' and is 'webp'"):
-        run(asked(tmp_path, image_format="webp"), start, PainterFactory)
+        go(asked(tmp_path, image_format="webp"), start)
     with pytest.raises(OutputError, match=r"a\.parquet: changed since"):
-        run(asked(tmp_path, ["hen"]), start, PainterFactory)
+        go(asked(tmp_path, ["hen"]), start)
 
 
 def test_a_wrong_manifest_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     wrong = job(tmp_path, write_manifest(tmp_path / "m.parquet", {"promt": ["fox"]}))
     with pytest.raises(ManifestError, match="did you mean 'prompt'"):
-        run(wrong, start, PainterFactory)
+        go(wrong, start)
     assert not (tmp_path / "out").exists()
 
 
-def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_run(tmp_path: Path) -> None:
+def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_go(tmp_path: Path) -> None:
     prompts = [f"sleep 0.0{i % 5 + 1}" for i in range(60)]
     quiet = asked(tmp_path, prompts, output=str(tmp_path / "quiet"))
-    run(quiet, start, PainterFactory)
+    go(quiet, start)
     killed: list[int] = []
     over = threading.Event()
 
@@ -106,7 +112,7 @@ def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_run(tmp_path: Pat
 
     killer = threading.Thread(target=kill_twice)
     killer.start()
-    report, complete = run(asked(tmp_path, prompts), start, PainterFactory)
+    report, complete = go(asked(tmp_path, prompts), start)
     over.set()
     killer.join()
     assert complete
@@ -130,12 +136,12 @@ def painters() -> list[int]:
 
 
 def test_what_differs_between_runs_is_in_the_reports_alone(tmp_path: Path) -> None:
-    run(asked(tmp_path), start, PainterFactory)
+    go(asked(tmp_path), start)
     (report,) = (tmp_path / "out" / "_run" / "reports").iterdir()
     told = json.loads(report.read_text())
     assert told["state"] == "finished"
     assert {"seconds", "host"} <= set(told["shards"][0])
     first = data_bytes(tmp_path / "out")
     again = asked(tmp_path, output=str(tmp_path / "again"))
-    run(again, start, PainterFactory)
+    go(again, start)
     assert data_bytes(tmp_path / "again") == first

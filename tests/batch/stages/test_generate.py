@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 import torch
 
-from batch.manifest import Manifest, Row, read_rows
+from batch.manifest import Manifest, Row, RowReader
 from batch.stages import generate
-from batch.stages.generate import Record, seed_of
-from schemas.records import ImageRecord, RejectedRecord
+from batch.stages.generate import seed_of
+from schemas.records import ImageRecord, Record, RejectedRecord
 from tests.batch.doubles import Painter, PainterStage, job, write_manifest
 from tests.batch.test_media import png
 
@@ -19,7 +19,7 @@ def stage_and_rows(
     stage = PainterStage(job(tmp_path, tmp_path / "m.parquet", **values), (str(tmp_path),))
     stage.setup()
     (file,) = manifest.files
-    return stage, list(read_rows(manifest.fs, file, 0, file.rows))
+    return stage, list(RowReader(manifest.fs).read(file, 0, file.rows))
 
 
 def reasons(records: list[Record]) -> dict[str, str]:
