@@ -1,6 +1,6 @@
 """From a model's name, folder or files to an engine; configuration goes no deeper than here."""
 
-import json
+import hashlib
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flux_engine.batching import TEXT_BATCH, Batching
-from flux_engine.defaults import folder_defaults, model_folder
+from flux_engine.defaults import model_folder, read_object
 from flux_engine.encode import TextModels
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import SettingError, SourceError
@@ -83,12 +83,13 @@ def open_model(model: Model) -> tuple[ModelFiles | None, Sequence[Sequence[Path]
 
 
 def choose_device(name: str) -> torch.device:
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    allowed = ["auto", "cpu", *(["cuda", *gpus] if gpus else [])]
+    if name not in allowed:
+        seen = f"sees {len(gpus) or 'no'} GPU; allowed are {', '.join(allowed)}"
+        raise SettingError(f"device is {name!r} and this process {seen}")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingError(
-            f"device is {name!r} and this process sees no GPU; cpu and auto are allowed"
-        )
+        name = "cuda" if gpus else "cpu"
     return torch.device(name)
 
 
@@ -100,7 +101,7 @@ def timestep_shift(folder: ModelFiles | None, *, guided: bool) -> bool:
     """
     if folder is None or folder.scheduler is None:
         return guided
-    return bool(json.loads(folder.scheduler.read_text()).get("use_dynamic_shifting", guided))
+    return bool(read_object(folder.scheduler).get("use_dynamic_shifting", guided))
 
 
 def tokenizer_folder(
@@ -146,14 +147,16 @@ def engine_of(config: "EngineConfig") -> tuple[FluxEngine, dict[str, Any]]:
     versions = {name: version(name) for name in ("torch", "transformers", "pillow", "pyarrow")}
     return engine, {
         "weights": engine.fingerprint,
+        "code": code_digest(),
         "device": engine.device.type,
         "versions": versions | {"python": platform.python_version()},
     }
 
 
-def engine_defaults(config: "EngineConfig") -> dict[str, Any]:
-    """The sampling values that a model's folder asks for; none for a list of files.
-
-    Also finds out, before anything is started, that a folder or a bundled name does not exist.
-    """
-    return folder_defaults(model_folder(config.model)) if isinstance(config.model, str) else {}
+def code_digest() -> str:
+    """16 hex digits of the engine's own source files."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted(here.rglob("*.py")):
+        digest.update(f"{path.relative_to(here)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

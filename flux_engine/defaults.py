@@ -17,7 +17,7 @@ def bundled_names() -> list[str]:
 def model_folder(model: str) -> Path:
     """The folder of a bundled name or of a path; SourceError if it is neither."""
     bundled = BUNDLED / model
-    folder = bundled if model in bundled_names() else Path(model)
+    folder = bundled if model in bundled_names() else Path(model).expanduser()
     if not folder.is_dir():
         raise SourceError(
             f"model {model!r}: is neither a folder nor a bundled name "
@@ -29,9 +29,15 @@ def model_folder(model: str) -> Path:
 def folder_defaults(folder: Path) -> dict[str, Any]:
     """The content of `sampling.json`, or nothing where a folder has none."""
     path = folder / DEFAULTS
-    if not path.is_file():
-        return {}
-    values = json.loads(path.read_text())
+    return read_object(path) if path.is_file() else {}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a model's file; SourceError if it holds none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SourceError(f"{path}: is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise SourceError(f"{path}: is not a JSON object")
     return values

@@ -4,7 +4,7 @@ Shape letters: B batch, T text tokens, W text width, P pooled width, H and W hei
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -65,6 +65,10 @@ class TextEncoder:
         self.encoded = 0  # prompts that went through the encoders
         self._cache: OrderedDict[tuple[str, int], Text] = OrderedDict()
         self._cache_bytes = cache_bytes
+
+    def knows(self, wanted: Iterable[tuple[str, int]]) -> bool:
+        """Whether all of these are kept, so that the encoders are not needed."""
+        return all(key in self._cache for key in wanted)
 
     def __call__(self, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Text]:
         """Texts by (prompt, T5 sequence length); each distinct one is encoded once."""

@@ -5,7 +5,8 @@ all requests of a call before the next one starts, so that a change of weights i
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +26,15 @@ from flux_engine.vram.residency import Residency
 logger = logging.getLogger(__name__)
 
 Outcome = Generation | RequestError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rows of a call by number, their texts, and the latents that pictures start from."""
+
+    requests: dict[int, GenerationRequest]
+    texts: dict[tuple[str, int], Text]
+    pictures: dict[int, Tensor]
 
 
 class FluxEngine:
@@ -66,9 +76,12 @@ class FluxEngine:
                 f"height {request.height} and width {request.width} must be multiples of "
                 f"{self.cell}"
             )
-        if not 0.0 < request.denoising_strength <= 1.0:
+        for fault in request.faults():
+            raise RequestError(fault)
+        devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        if request.rand_device not in devices:
             raise RequestError(
-                f"denoising_strength is {request.denoising_strength}; allowed are 0 (excluded) to 1"
+                f"rand_device is {request.rand_device!r}; allowed here: {', '.join(devices)}"
             )
         picture = request.input_image
         if picture is not None and tuple(picture.shape) != (3, *size):
@@ -76,6 +89,8 @@ class FluxEngine:
                 f"input_image is {tuple(picture.shape)} and the picture to make is (3, {size[0]}, "
                 f"{size[1]})"
             )
+        if picture is not None and not picture.is_floating_point():
+            raise RequestError(f"input_image is of {picture.dtype}; allowed are floats in −1…1")
 
     def bucket(self, request: GenerationRequest) -> Bucket:
         tokens = (request.height // self.cell) * (request.width // self.cell)
@@ -86,11 +101,12 @@ class FluxEngine:
         self, requests: Sequence[GenerationRequest], progress: Progress = plain
     ) -> list[Generation]:
         """One picture for each request, in order; the first that cannot be made raises."""
-        made = dict(self.each(requests, progress))
-        for outcome in made.values():
+        made: dict[int, Generation] = {}
+        for i, outcome in self.each(requests, progress):
             if isinstance(outcome, RequestError):
                 raise outcome
-        return [made[i] for i in range(len(requests))]  # type: ignore[misc]
+            made[i] = outcome
+        return [made[i] for i in range(len(requests))]
 
     def each(
         self, requests: Sequence[GenerationRequest], progress: Progress = plain
@@ -105,20 +121,17 @@ class FluxEngine:
                 yield i, error
         if not good:
             return
-        with self.residency.phase("clip", "t5"):
-            texts = self.text([pair for r in good.values() for pair in prompts_of(r)])
-        with self.residency.phase("vae"):
-            pictures = self._encode_pictures(good)
+        rows = Prepared(good, self._encode_texts(good), self._encode_pictures(good))
         latents: dict[int, tuple[Tensor, int]] = {}
         with self.residency.phase("dit"):
             for bucket, members in self._buckets(good).items():
-                for i, z, batch in self._denoise(bucket, members, good, texts, pictures, progress):
+                for i, z, batch in self._denoise(bucket, members, rows, progress):
                     if torch.isfinite(z).all():
                         latents[i] = (z, batch)
                     else:
                         yield i, NumbersBroke("the latents came out as NaN or infinity")
         with self.residency.phase("vae"):
-            yield from self._decode(good, latents, texts)
+            yield from self._decode(rows, latents)
 
     def _buckets(self, requests: dict[int, GenerationRequest]) -> dict[Bucket, list[int]]:
         out: dict[Bucket, list[int]] = {}
@@ -126,115 +139,131 @@ class FluxEngine:
             out.setdefault(self.bucket(request), []).append(i)
         return out
 
+    def _encode_texts(self, requests: dict[int, GenerationRequest]) -> dict[tuple[str, int], Text]:
+        wanted = [pair for r in requests.values() for pair in prompts_of(r)]
+        if self.text.knows(wanted):
+            return self.text(wanted)
+        with self.residency.phase("clip", "t5"):
+            return self.text(wanted)
+
     def _encode_pictures(self, requests: dict[int, GenerationRequest]) -> dict[int, Tensor]:
-        groups: dict[tuple[int, int, Tiling | None], list[int]] = {}
-        for i, r in requests.items():
-            if r.input_image is not None:
-                groups.setdefault((r.height, r.width, tiling_of(r)), []).append(i)
+        given = {i: r.input_image for i, r in requests.items() if r.input_image is not None}
         out: dict[int, Tensor] = {}
-        for (height, width, tiling), members in groups.items():
-            inputs = [p for i in members if (p := requests[i].input_image) is not None]
-            batch = self.batching.decode_batch(height, width)
-            out.update(zip(members, self.pictures.encode(inputs, batch, tiling), strict=True))
+        if given:
+            with self.residency.phase("vae"):
+                for (height, width, tiling), members in by_picture(given, requests).items():
+                    batch = self.batching.decode_batch(height, width)
+                    made = self.pictures.encode([given[i] for i in members], batch, tiling)
+                    out.update(zip(members, made, strict=True))
         return out
 
     def _denoise(
-        self,
-        bucket: Bucket,
-        members: list[int],
-        requests: dict[int, GenerationRequest],
-        texts: dict[tuple[str, int], Text],
-        pictures: dict[int, Tensor],
-        progress: Progress,
+        self, bucket: Bucket, members: list[int], rows: Prepared, progress: Progress
     ) -> Iterator[tuple[int, Tensor, int]]:
         """Triples (index, latents (Z, H/8, W/8), the micro-batch it was made in)."""
         factor = self.vae.spec.factor
         height, width = bucket.height // factor, bucket.width // factor
-        shape = (self.vae.spec.latent_channels, height, width)
-        levels = sigmas(bucket.schedule, bucket.steps, bucket.sigma_shift, bucket.strength)
         ids = position_ids(bucket.t5_sequence_length, height, width)
         rotation = self.dit.rotation(ids).to(self.device)
         size = self.batching.micro_batch(height * width // PATCH**2)
         waiting = list(members)
         while waiting:
             real, filled = next(fixed_batches(waiting, size))
-            rows = [requests[i] for i in filled]
-            starts = []
-            for i, row in zip(filled, rows, strict=True):
-                noise = start_noise(row.seed, shape, row.rand_device)
-                clean = pictures.get(i)
-                starts.append(
-                    noise if clean is None else (1 - levels[0]) * clean + levels[0] * noise
-                )
-            told = self._conditions(rows, texts)
-            try:
-                table = modulation_table(self.dit, levels[:-1].to(self.device), told)
-                x = denoise(
-                    self.dit,
-                    pack(torch.stack(starts).to(self.device)),
-                    told,
-                    sigmas=levels,
-                    table_NGMD=table,
-                    rotation_2LR=rotation,
-                    progress=progress,
-                )
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
+            z_BZHW = self._micro_batch(bucket, filled, rows, rotation, progress)
+            if z_BZHW is None:
                 size //= 2
                 torch.cuda.empty_cache()
                 logger.warning("micro-batch halved for lack of memory", extra={"micro_batch": size})
                 continue
-            z_BZHW = unpack(x, height, width).cpu()
             for i, z in zip(real, z_BZHW, strict=False):
                 yield i, z, size
             waiting = waiting[len(real) :]
 
+    def _micro_batch(
+        self,
+        bucket: Bucket,
+        members: list[int],
+        rows: Prepared,
+        rotation: Tensor,
+        progress: Progress,
+    ) -> Tensor | None:
+        """Latents (B, Z, H/8, W/8), on the host; None if several rows are too many for the card."""
+        factor = self.vae.spec.factor
+        height, width = bucket.height // factor, bucket.width // factor
+        shape = (self.vae.spec.latent_channels, height, width)
+        levels = sigmas(bucket.schedule, bucket.steps, bucket.sigma_shift, bucket.strength)
+        starts = []
+        for i in members:
+            noise = start_noise(rows.requests[i].seed, shape, rows.requests[i].rand_device)
+            clean = rows.pictures.get(i)
+            starts.append(noise if clean is None else (1 - levels[0]) * clean + levels[0] * noise)
+        try:
+            told = self._conditions([rows.requests[i] for i in members], rows.texts)
+            x = denoise(
+                self.dit,
+                pack(torch.stack(starts).to(self.device)),
+                told,
+                sigmas=levels,
+                table_NGMD=modulation_table(self.dit, levels[:-1].to(self.device), told),
+                rotation_2LR=rotation,
+                progress=progress,
+            )
+        except torch.OutOfMemoryError:
+            if len(members) == 1:
+                raise
+            return None
+        return unpack(x, height, width).cpu()
+
     def _conditions(
-        self, rows: list[GenerationRequest], texts: dict[tuple[str, int], Text]
+        self, requests: list[GenerationRequest], texts: dict[tuple[str, int], Text]
     ) -> Conditions:
         """Prompts first, then, in a guided bucket, the negative prompts."""
-        sides = zip(*(prompts_of(row) for row in rows), strict=True)
+        sides = zip(*(prompts_of(r) for r in requests), strict=True)
         told = [texts[key] for side in sides for key in side]
-        guided = rows[0].guided
-        guidance = torch.tensor([row.embedded_guidance for row in rows] * (1 + guided))
+        guided = requests[0].guided
+        guidance = torch.tensor([r.embedded_guidance for r in requests] * (1 + guided))
+        cfg = torch.tensor([r.cfg_scale for r in requests]).to(self.device) if guided else None
         return Conditions(
             text_GTW=torch.stack([t.states_TW for t in told]).to(self.device, self.dtype),
             pooled_GP=torch.stack([t.pooled_P for t in told]).to(self.device, self.dtype),
             guidance_G=guidance.to(self.device),
-            cfg_B=torch.tensor([r.cfg_scale for r in rows]).to(self.device) if guided else None,
+            cfg_B=cfg,
         )
 
     def _decode(
-        self,
-        requests: dict[int, GenerationRequest],
-        latents: dict[int, tuple[Tensor, int]],
-        texts: dict[tuple[str, int], Text],
+        self, rows: Prepared, latents: dict[int, tuple[Tensor, int]]
     ) -> Iterator[tuple[int, Outcome]]:
-        groups: dict[tuple[int, int, Tiling | None], list[int]] = {}
-        for i in latents:
-            r = requests[i]
-            groups.setdefault((r.height, r.width, tiling_of(r)), []).append(i)
-        for (height, width, tiling), members in groups.items():
+        for (height, width, tiling), members in by_picture(latents, rows.requests).items():
             size = self.batching.decode_batch(height, width)
             for first in range(0, len(members), size):
                 batch = members[first : first + size]
                 pictures = self.pictures.decode([latents[i][0] for i in batch], size, tiling)
                 for i, pixels in zip(batch, pictures, strict=True):
-                    if not torch.isfinite(pixels).all():
-                        yield i, NumbersBroke("the pixels came out as NaN or infinity")
-                        continue
-                    z, micro_batch = latents[i]
-                    yield (
-                        i,
-                        Generation(
-                            pixels=pixels,
-                            latents=z,
-                            sigma_shift=self.bucket(requests[i]).sigma_shift,
-                            micro_batch=micro_batch,
-                            tokens_dropped=texts[prompts_of(requests[i])[0]].dropped,
-                        ),
-                    )
+                    yield i, self._outcome(rows, i, pixels, *latents[i])
+
+    def _outcome(self, rows: Prepared, i: int, pixels: Tensor, z: Tensor, batch: int) -> Outcome:
+        if not torch.isfinite(pixels).all():
+            return NumbersBroke("the pixels came out as NaN or infinity")
+        request = rows.requests[i]
+        return Generation(
+            pixels=pixels,
+            latents=z,
+            sigma_shift=self.bucket(request).sigma_shift,
+            micro_batch=batch,
+            tokens_dropped=rows.texts[prompts_of(request)[0]].dropped,
+        )
+
+
+def by_picture(
+    members: Iterable[int], requests: dict[int, GenerationRequest]
+) -> dict[tuple[int, int, Tiling | None], list[int]]:
+    """Rows by what they must have in common to share a batch of the autoencoder."""
+    out: dict[tuple[int, int, Tiling | None], list[int]] = {}
+    for i in members:
+        r = requests[i]
+        tiling = Tiling(r.tile_size, r.tile_stride) if r.tiled else None
+        out.setdefault((r.height, r.width, tiling), []).append(i)
+    return out
 
 
 def prompts_of(request: GenerationRequest) -> tuple[tuple[str, int], ...]:
@@ -243,7 +272,3 @@ def prompts_of(request: GenerationRequest) -> tuple[tuple[str, int], ...]:
     if request.guided:
         return (request.prompt, length), (request.negative_prompt, length)
     return ((request.prompt, length),)
-
-
-def tiling_of(request: GenerationRequest) -> Tiling | None:
-    return Tiling(request.tile_size, request.tile_stride) if request.tiled else None

@@ -10,6 +10,8 @@ def to_pixels(picture: Image.Image, height: int, width: int) -> Tensor:
     """A picture, upright and without transparency (laid over white), scaled to cover the size and
     cut about its centre."""
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):  # which Pillow would cut at 255
+        picture = Image.fromarray((np.asarray(picture) / 257.0).round().astype(np.uint8))
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

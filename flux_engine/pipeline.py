@@ -7,15 +7,15 @@ job: both batch.
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import torch
 from PIL import Image
 
-from flux_engine.assembly import load_engine
+from flux_engine.assembly import choose_device, load_engine
 from flux_engine.engine import FluxEngine
-from flux_engine.errors import RequestError, SettingError
+from flux_engine.errors import SettingError
 from flux_engine.pictures import to_image, to_pixels
 from flux_engine.request import GenerationRequest, Schedule
 from flux_engine.weights.hub import HubName
@@ -23,10 +23,10 @@ from flux_engine.weights.source import ModelSource
 
 logger = logging.getLogger(__name__)
 
-PLACES = ("offload", "onload", "preparing", "computation")
+STORED = ("offload_dtype", "onload_dtype", "preparing_dtype")
 
 
-@dataclass(kw_only=True)
+@dataclass
 class ModelConfig:
     """One model file or its shards: a path, or a pattern in a hub's repository.
 
@@ -39,6 +39,7 @@ class ModelConfig:
     model_id: str | None = None
     origin_file_pattern: str | None = None
     download_source: HubName = "modelscope"
+    _: KW_ONLY
     offload_dtype: torch.dtype | str | None = None
     offload_device: str | torch.device | None = None
     onload_dtype: torch.dtype | str | None = None
@@ -57,7 +58,7 @@ class ModelConfig:
             raise SettingError("path is a list: give a folder or a glob that names the shards")
         return ModelSource(self.path, self.model_id, pattern, self.download_source)
 
-    def check(self, dtype: torch.dtype, device: str) -> None:
+    def check(self, dtype: torch.dtype, device: torch.device) -> None:
         """SettingError if it asks to compute otherwise than the pipeline does."""
         if self.computation_dtype not in (None, dtype):
             raise SettingError(
@@ -65,14 +66,12 @@ class ModelConfig:
                 "must be the same"
             )
         wanted = self.computation_device
-        if wanted is not None and torch.device(wanted).type != torch.device(device).type:
+        if wanted is not None and torch.device(wanted).type != device.type:
             raise SettingError(f"computation_device is {wanted} and device is {device}")
 
-    @property
-    def narrower(self) -> bool:
-        """Whether it asks to store weights in another type than it computes in."""
-        stored = {getattr(self, f"{place}_dtype") for place in PLACES[:3]}
-        return bool(stored - {None, self.computation_dtype, "disk"})
+    def stores_otherwise(self, dtype: torch.dtype) -> bool:
+        """Whether it asks to keep weights in another type than this one."""
+        return bool({getattr(self, name) for name in STORED} - {None, dtype, "disk"})
 
 
 class FluxImagePipeline:
@@ -92,13 +91,12 @@ class FluxImagePipeline:
         vram_limit: float | None = None,
     ) -> Self:
         """Load the models named by `model_configs`; tokenizers are FLUX.1-dev's unless given."""
-        place = str(device)
+        place = choose_device(str(device))
         for config in model_configs:
-            if place != "auto":
-                config.check(torch_dtype, place)
-        if any(config.narrower for config in model_configs):
+            config.check(torch_dtype, place)
+        if any(config.stores_otherwise(torch_dtype) for config in model_configs):
             logger.warning(
-                "weights are stored in %s, not in the narrower type asked for: pictures do not "
+                "weights are stored in %s, not in the other type asked for: pictures do not "
                 "change, memory does",
                 torch_dtype,
             )
@@ -110,10 +108,13 @@ class FluxImagePipeline:
             load_engine(
                 [config.source() for config in model_configs],
                 torch_dtype=torch_dtype,
-                device=place,
+                device=str(place),
                 tokenizer_1=tokenizers[0],
                 tokenizer_2=tokenizers[1],
                 vram_limit=vram_limit,
+                text_batch=1,  # one picture a call: larger batches would be filled with copies
+                micro_batch=1,
+                decode_batch=1,
             )
         )
 
@@ -132,6 +133,7 @@ class FluxImagePipeline:
         rand_device: str = "cpu",
         sigma_shift: float | None = None,
         num_inference_steps: int = 30,
+        *,
         tiled: bool = False,
         tile_size: int = 128,
         tile_stride: int = 64,
@@ -147,8 +149,6 @@ class FluxImagePipeline:
         """
         if unknown:
             raise SettingError(f"no such parameter here: {', '.join(sorted(unknown))}")
-        if tile_stride > tile_size:
-            raise RequestError(f"tile_stride {tile_stride} is larger than tile_size {tile_size}")
         if seed is None:
             seed = random.SystemRandom().randrange(2**32)
             logger.info("seed drawn: %s", seed)

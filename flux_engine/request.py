@@ -1,7 +1,8 @@
 """What the engine is asked, and what it answers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -40,6 +41,22 @@ class GenerationRequest:
     def guided(self) -> bool:
         """Whether the negative prompt takes part."""
         return self.cfg_scale != 1.0
+
+    def faults(self) -> Iterator[str]:
+        """What is outside the range that any model could serve, each with what is allowed."""
+        if not 0.0 < self.denoising_strength <= 1.0:
+            yield f"denoising_strength is {self.denoising_strength}; allowed are 0 (excluded) to 1"
+        if self.sigma_shift is not None and not self.sigma_shift > 0.0:
+            yield f"sigma_shift is {self.sigma_shift}; allowed is what is larger than 0"
+        for name in ("num_inference_steps", "t5_sequence_length"):
+            if getattr(self, name) < 1:
+                yield f"{name} is {getattr(self, name)}; allowed are 1 and more"
+        if self.tiled and not 1 <= self.tile_stride <= self.tile_size:
+            yield f"tile_stride is {self.tile_stride}; allowed are 1 to tile_size {self.tile_size}"
+        if not -(2**63) <= self.seed < 2**64:
+            yield f"seed is {self.seed}; allowed are 64 bits"
+        if self.schedule not in get_args(Schedule):
+            yield f"schedule is {self.schedule!r}; allowed are {', '.join(get_args(Schedule))}"
 
 
 @dataclass(frozen=True, kw_only=True)

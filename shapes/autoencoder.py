@@ -40,7 +40,7 @@ def train_autoencoder(
         n, side = (small_batch, SIDE // 2) if small else (batch, SIDE)
         return reconstruction_loss(vae, keyed(seed, "vae", step), n, side)
 
-    train(vae, loss_of, schedule, checkpoint=folder / "vae.ckpt", journal=journal)
+    train(vae, loss_of, schedule, checkpoint=folder / "vae.checkpoint.safetensors", journal=journal)
     rows = combinations()[torch.randperm(len(combinations()), generator=keyed("gain"))[:256]]
     fold_gain(vae.cpu(), draw(rows, keyed("gain", "jitter")))
     return vae.eval().requires_grad_(False)

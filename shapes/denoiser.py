@@ -118,7 +118,7 @@ def run(
         net,
         loss_of,
         schedule,
-        checkpoint=folder / f"{stage}.ckpt",
+        checkpoint=folder / f"{stage}.checkpoint.safetensors",
         journal=Journal(folder / f"{stage}.jsonl"),
     )
     net.eval()

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from shapes.checkpoint import Checkpoint
+
 LOG_EVERY, CLIP, FLOOR = 25, 1.0, 0.02
 
 
@@ -67,6 +69,11 @@ class WeightAverage:
         for name, parameter in net.named_parameters():
             self.weights[name].lerp_(parameter, 1 - decay)
 
+    @torch.no_grad()
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        for name, kept in self.weights.items():
+            kept.copy_(weights[name])
+
 
 def train(
     net: nn.Module,
@@ -84,33 +91,31 @@ def train(
     average = WeightAverage(net, schedule.averaging)
     first = 0
     if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=True)
-        net.load_state_dict(kept["net"])
-        optimiser.load_state_dict(kept["optimiser"])
-        average.weights = kept["average"]
-        first, journal.spent = kept["step"], kept["cpu_s"]
+        kept = Checkpoint.read(checkpoint)
+        kept.restore(net, optimiser)
+        average.restore(kept.average)
+        first, journal.spent = kept.step, kept.seconds
     journal.forget_after(first)
     for step in range(first, schedule.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate_at(step)
-        optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(step)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(net.parameters(), CLIP)
-        optimiser.step()
+        loss = descend(net, optimiser, loss_of(step), schedule.rate_at(step))
         average.update(net, step)
         if step % LOG_EVERY == 0 or step == schedule.steps - 1:
             journal.write(step=step, loss=round(loss.item(), 5))
         if (step + 1) % schedule.keep_every == 0 or step + 1 == schedule.steps:
-            state = {
-                "net": net.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "average": average.weights,
-                "step": step + 1,
-                "cpu_s": journal.seconds,
-            }
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.rename(checkpoint)
+            at = (step + 1, journal.seconds)
+            Checkpoint.of(*at, net, average.weights, optimiser).write(checkpoint)
     if schedule.averaging:
         net.load_state_dict(average.weights)
+
+
+def descend(
+    net: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, rate: float
+) -> Tensor:
+    """One step down the loss's gradient, cut to a norm of `CLIP`."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+    optimiser.step()
+    return loss.detach()

@@ -18,8 +18,14 @@ MODULES = sorted(
 )
 DOORS = {
     "ray": {"batch/pool.py", "jobs/cli.py", "jobs/generate.py"},
-    "transformers": {"flux_engine/models/text.py", "shapes/text.py"},
-    "safetensors": {"flux_engine/weights/reader.py", "shapes/folder.py", "shapes/text.py"},
+    "transformers": {"flux_engine/models/text.py", "shapes/text.py", "shapes/vocabulary.py"},
+    "safetensors": {
+        "flux_engine/weights/reader.py",
+        "shapes/cache.py",
+        "shapes/checkpoint.py",
+        "shapes/folder.py",
+        "shapes/text.py",
+    },  # fmt: skip
     "yaml": {"jobs/cli.py"},
     "typer": {"jobs/generate.py"},
 }

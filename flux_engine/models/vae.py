@@ -6,6 +6,7 @@ in cells). Parameter names are those of the published `ae.safetensors`.
 
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -38,13 +39,29 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels, eps=EPS)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1×1 convolution, as a matrix product.
+
+    On a CPU the convolution's own sums run in another order for another number of threads.
+    """
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        weight = self.weight[:, :, 0, 0].expand(len(x), -1, -1)
+        out = torch.baddbmm(self.bias[:, None], weight, x.flatten(2))
+        return out.reshape(len(x), -1, *x.shape[2:])
+
+
 class ResBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = norm(c_in), conv3(c_in, c_out)
         self.norm2, self.conv2 = norm(c_out), conv3(c_out, c_out)
         if c_in != c_out:
-            self.nin_shortcut = nn.Conv2d(c_in, c_out, 1)
+            self.nin_shortcut = Pointwise(c_in, c_out)
         self.widens = c_in != c_out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +77,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = norm(channels)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in "qkvo")
+        self.q, self.k, self.v, self.proj_out = (Pointwise(channels, channels) for _ in "qkvo")
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)

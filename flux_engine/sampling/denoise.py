@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from flux_engine.models.dit import FluxTransformer
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
+
+STEPS_TOGETHER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +30,20 @@ class Conditions:
     cfg_B: Tensor | None  # None: no negative side, G = B
 
 
+@torch.inference_mode()
 def modulation_table(dit: FluxTransformer, sigma_N: Tensor, told: Conditions) -> Tensor:
     """(N, G, M, D): every modulation vector of every step, in one pass over their weights."""
-    steps, rows = len(sigma_N), len(told.pooled_GP)
+    # the steps are filled up: MKL sums the rows beyond the last full group of four in another
+    # order, so that a row's last bits would depend on where in the batch it stands
+    filled_N = F.pad(sigma_N, (0, -len(sigma_N) % STEPS_TOGETHER), value=1.0)
+    steps, rows = len(filled_N), len(told.pooled_GP)
     c = dit.condition(
-        sigma_N.repeat_interleave(rows),
+        filled_N.repeat_interleave(rows),
         told.pooled_GP.repeat(steps, 1),
         told.guidance_G.repeat(steps),
     )
     table: Tensor = rearrange(dit.modulate(c), "(N G) M D -> N G M D", N=steps)
-    return table
+    return table[: len(sigma_N)]
 
 
 def guide(velocity_GSC: Tensor, cfg_B: Tensor | None) -> Tensor:

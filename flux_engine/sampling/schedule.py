@@ -51,7 +51,7 @@ def sigmas(schedule: Schedule, steps: int, shift: float, strength: float = 1.0) 
         u = torch.linspace(start, DIFFSYNTH_SIGMA_MIN, steps)
         bent = shift * u / (1.0 + (shift - 1.0) * u)
     else:
-        first = int(steps - min(steps * strength, steps))  # as diffusers counts
+        first = min(int(steps - steps * strength), steps - 1)  # as diffusers counts; one at least
         u = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64).float()[first:]
         bent = shift / (shift + (1.0 / u - 1.0))
     return torch.cat([bent, bent.new_zeros(1)])

@@ -58,7 +58,8 @@ class Residency:
         free, total = torch.cuda.mem_get_info(self.device)
         if vram_limit is None:
             return float(free)
-        return vram_limit * GIB if vram_limit >= 0 else total + vram_limit * GIB
+        asked = vram_limit * GIB if vram_limit >= 0 else total + vram_limit * GIB
+        return float(min(asked, total))
 
     @contextmanager
     def phase(self, *names: str) -> Iterator[None]:

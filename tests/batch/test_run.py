@@ -95,7 +95,7 @@ def test_a_wrong_manifest_is_refused_before_anything_is_written(tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_go(tmp_path: Path) -> None:
+def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_run(tmp_path: Path) -> None:
     prompts = [f"sleep 0.0{i % 5 + 1}" for i in range(60)]
     quiet = asked(tmp_path, prompts, output=str(tmp_path / "quiet"))
     go(quiet, start)

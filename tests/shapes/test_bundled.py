@@ -1,48 +1,120 @@
-"""The shipped weights draw what they are asked."""
+"""The shipped weights draw what they are asked, through the main job at the model's defaults."""
 
 import json
+from functools import cache
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
-from shapes.examination import Questions, answers
-from shapes.flow import Velocity
-from shapes.folder import AUTOENCODER, SAMPLING, TRANSFORMER, load_autoencoder, load_transformer
-from shapes.ruler import score
-from shapes.text import SEQUENCE_LENGTH, TextEncoders
-from shapes.world import keyed
+from batch.actor import ShardWorker
+from batch.run import checked_plan
+from batch.stages.generate import GenerateStage
+from jobs.generate import resolved
+from schemas.jobs import GenerateJob
+from shapes.folder import AUTOENCODER, DEFAULTS, SAMPLING, TRANSFORMER
+from shapes.manifest import prompts, write_manifest
+from shapes.ruler import parse, score
+from shapes.score import rows_of, score_dataset
+from shapes.world import COUNTS, keyed
 
 FOLDER = Path(__file__).parents[2] / "flux_engine" / "bundled" / "flux-shapes"
-DEFAULTS = json.loads((FOLDER / SAMPLING).read_text())
+ROWS, UNSEEN = 256, 128
 
 
-def drawn(questions: Questions, guidance: float) -> torch.Tensor:
-    with torch.no_grad():
-        return answers(
-            Velocity(load_transformer(FOLDER)),
-            load_autoencoder(FOLDER),
-            TextEncoders.load(FOLDER),
-            questions,
-            steps=DEFAULTS["num_inference_steps"],
-            shift=DEFAULTS["sigma_shift"],
-            guidance=guidance,
-        )
+def work(manifest: Path, output: Path, **engine: str) -> Path:
+    """The job from its manifest to its dataset, in this process instead of Ray's."""
+    told = {
+        "manifest": str(manifest),
+        "output": str(output),
+        "rows_per_shard": 128,
+        "engine": {"model": "flux-shapes", "device": "cpu", **engine},
+    }
+    job = resolved(GenerateJob.parse(told))
+    _, shards = checked_plan(job)
+    worker = ShardWorker(job, GenerateStage(job, ()))
+    worker.setup()
+    reports = [worker(shard) for shard in shards]
+    assert sum(report.rejected for report in reports) == 0
+    return output
 
 
-@pytest.mark.parametrize("unseen", [True, False])
-def test_prompts_are_followed(unseen: bool) -> None:
-    questions = Questions.pick(64, unseen=unseen)
-    made = drawn(questions, DEFAULTS["embedded_guidance"])
-    assert score(made, questions.rows).all >= 0.93
-    shuffled = questions.rows[torch.randperm(64, generator=keyed("shuffle"))]
-    assert score(made, shuffled).all < 0.05
+def shown(output: Path) -> tuple[list[str], Tensor]:
+    """Prompts and pictures of a dataset."""
+    rows = [(prompt, picture) for prompt, picture in rows_of(output) if picture is not None]
+    return [prompt for prompt, _ in rows], torch.stack([picture for _, picture in rows])
 
 
-def test_embedded_guidance_changes_the_picture() -> None:
-    questions = Questions.pick(8, unseen=True)
-    assert (drawn(questions, 1.0) - drawn(questions, 5.0)).abs().mean() > 0.002
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundled")
+    write_manifest(path / "m.parquet", prompts(ROWS, UNSEEN))
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(folder: Path) -> Path:
+    """A dataset in float32."""
+    return work(folder / "m.parquet", folder / "float32", torch_dtype="float32")
+
+
+def followed(output: Path) -> None:
+    result = score_dataset(output)
+    assert result.unseen is not None
+    assert (result.every.count, result.unseen.count) == (ROWS, UNSEEN)
+    assert (result.pictureless, result.unreadable) == (0, 0)
+    assert result.every.all >= 0.93
+    assert result.unseen.all >= 0.93
+
+
+def test_prompts_are_followed_in_float32(dataset: Path) -> None:
+    followed(dataset)
+
+
+def test_prompts_are_followed_in_the_default_precision(folder: Path) -> None:
+    followed(work(folder / "m.parquet", folder / "bfloat16"))
+
+
+def test_prompts_of_other_pictures_are_met_by_chance_alone(dataset: Path) -> None:
+    texts, pictures = shown(dataset)
+    asked = torch.stack([row for text in texts if (row := parse(text)) is not None])
+    shuffled = asked[torch.randperm(ROWS, generator=keyed("shuffle"))]
+    result = score(pictures, shuffled)
+    assert result.all < 0.02
+    for share, count in zip(result.by_attribute.values(), COUNTS, strict=True):
+        assert abs(share - 1 / count) < 0.1
+
+
+def test_guidance_changes_the_picture_and_not_what_it_shows(tmp_path: Path) -> None:
+    texts = prompts(16, 8, seed=1)
+    columns = {
+        "key": [f"{i}-{weight}" for weight in (1, 5) for i in range(16)],
+        "prompt": texts * 2,
+        "seed": list(range(16)) * 2,
+        "embedded_guidance": [1.0] * 16 + [5.0] * 16,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    _, pictures = shown(work(tmp_path / "m.parquet", tmp_path / "out", torch_dtype="float32"))
+    weak, strong = pictures[:16], pictures[16:]
+    apart = (weak - strong).abs().mean((1, 2, 3))
+    others = (weak - strong.roll(1, 0)).abs().mean((1, 2, 3))
+    print(apart, others)
+    assert apart.min() > 0.0005
+    assert 0.002 < apart.mean() < 0.1 * others.mean()
+
+
+@cache
+def defaults() -> dict[str, float]:
+    told: dict[str, float] = json.loads((FOLDER / SAMPLING).read_text())
+    return told
+
+
+def test_the_defaults_are_those_of_the_training_script() -> None:
+    assert defaults() == DEFAULTS
 
 
 def test_the_folder_is_small_and_in_bfloat16() -> None:
@@ -50,11 +122,3 @@ def test_the_folder_is_small_and_in_bfloat16() -> None:
     for name in (TRANSFORMER, AUTOENCODER, "text_encoder_2/model.safetensors"):
         with safe_open(FOLDER / name, "pt") as file:
             assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}  # noqa: SIM118
-
-
-def test_the_defaults_are_complete() -> None:
-    assert set(DEFAULTS) == {
-        "height", "width", "num_inference_steps", "embedded_guidance", "t5_sequence_length",
-        "sigma_shift",
-    }  # fmt: skip
-    assert DEFAULTS["t5_sequence_length"] == SEQUENCE_LENGTH

@@ -24,7 +24,7 @@ def fit(folder: Path, dies_at: int | None = None) -> nn.Linear:
         return loss
 
     journal = Journal(folder / "toy.jsonl")
-    train(net, loss_of, SCHEDULE, checkpoint=folder / "toy.ckpt", journal=journal)
+    train(net, loss_of, SCHEDULE, checkpoint=folder / "toy.safetensors", journal=journal)
     return net
 
 
