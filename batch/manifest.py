@@ -54,6 +54,12 @@ class Manifest:
         self.files = tuple(self._open(path) for path in paths)
 
     @property
+    def root(self) -> str:
+        """The folder that names are relative to, as a path or URI."""
+        scheme, has_one, _ = self.uri.partition("://")
+        return f"{scheme}://{self.base}" if has_one else self.base
+
+    @property
     def rows(self) -> int:
         return sum(file.rows for file in self.files)
 

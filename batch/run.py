@@ -72,7 +72,7 @@ def run(
         stop = start()
         name = f"{RUN}/reports/{run_name()}.json"
         count, resources = cluster_share(job.workers, job.engine.device)
-        make = factory(placed(job, resources.gpus), (manifest.base, *job.picture_roots))
+        make = factory(placed(job, resources.gpus), (manifest.root, *job.picture_roots))
         pool = Pool(make, count, resources, retries=job.shard_retries, stop=stop)
         watch(pool, todo, report, lambda state: write_report(output, name, report, state))
     complete = report.finished == report.rows
@@ -112,9 +112,13 @@ def write_report(output: Output, name: str, report: RunReport, state: str) -> No
 
 
 def publish(job: GenerateJob, output: Output, report: RunReport) -> None:
-    """The dataset's card and its page to look at."""
-    output.storage.replace("README.md", card(job, report).encode())
-    output.storage.replace("index.html", page(job, output, report).encode())
+    """The dataset's page to look at and, last, its card: if that is right, so is the page."""
+    text = card(job, report).encode()
+    storage = output.storage
+    if storage.exists("README.md") and storage.read("README.md") == text:
+        return
+    storage.replace("index.html", page(job, output, report).encode())
+    storage.replace("README.md", text)
 
 
 def run_name() -> str:

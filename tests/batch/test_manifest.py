@@ -31,6 +31,13 @@ def test_a_folder_a_glob_and_a_file_are_manifests(tmp_path: Path) -> None:
     assert [f.name for f in Manifest(f"{tmp_path}/m/b.parquet").files] == ["b.parquet"]
 
 
+def test_pictures_are_looked_for_beside_the_manifest(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m" / "a.parquet", {"prompt": ["a"]})
+    assert Manifest(f"{tmp_path}/m/a.parquet").root == f"{tmp_path}/m"
+    assert Manifest(f"{tmp_path}/m/*.parquet").root == f"{tmp_path}/m"
+    assert Manifest(f"file://{tmp_path}/m").root == f"file://{tmp_path}/m"
+
+
 def test_what_is_missing_or_empty_is_refused_and_told(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="there is no such file or folder"):
         Manifest(str(tmp_path / "nowhere"))

@@ -57,6 +57,7 @@ def test_a_manifest_becomes_a_dataset_that_opens_as_it_is(tmp_path: Path) -> Non
 
 def test_a_rerun_of_a_finished_job_does_nothing_and_says_the_same(tmp_path: Path) -> None:
     go(asked(tmp_path), start)
+    written = (tmp_path / "out" / "index.html").stat().st_mtime_ns
     before = data_bytes(tmp_path / "out")
 
     def idle() -> Callable[[], bool]:
@@ -66,6 +67,7 @@ def test_a_rerun_of_a_finished_job_does_nothing_and_says_the_same(tmp_path: Path
     assert complete
     assert (report.rows, report.done, report.rejected, report.skipped) == (9, 7, 2, 9)
     assert data_bytes(tmp_path / "out") == before
+    assert (tmp_path / "out" / "index.html").stat().st_mtime_ns == written
     assert len(list((tmp_path / "out" / "_run" / "reports").iterdir())) == 1
 
 
