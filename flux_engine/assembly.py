@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from schemas.engine import EngineConfig
 
 FLUX_DEV = "black-forest-labs/FLUX.1-dev"
+DEV_SCHEDULE = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256}
+SCHNELL_SCHEDULE = {"shift": 1.0}
 
 Model = str | Path | Sequence[ModelSource]
 
@@ -46,6 +48,7 @@ def load_engine(
     negative meaning all of the card but so much. Raises SourceError for files that are not there,
     CheckpointError for files that do not hold the model, SettingError for the rest.
     """
+    place = choose_device(device)
     folder, groups = open_model(model)
     loaded = load_models(groups, dtype=torch_dtype, axes=axes_dim)
     absent = [told for role, told in ROLES.items() if getattr(loaded, role) is None]
@@ -64,7 +67,7 @@ def load_engine(
             loaded.t5,
             load_tokenizer(tokenizer_folder("tokenizer_2", tokenizer_2, folder, groups)),
         ),
-        device=choose_device(device),
+        device=place,
         dtype=torch_dtype,
         batching=Batching(text=text_batch, micro=micro_batch, decode=decode_batch),
         timestep_shift=timestep_shift(folder, guided=loaded.dit.spec.guidance),
@@ -97,11 +100,21 @@ def timestep_shift(folder: ModelFiles | None, *, guided: bool) -> bool:
     """Whether the published schedule shifts with the picture's size.
 
     The folder's scheduler settings say so; without them a model with a guidance embedder is taken
-    for FLUX.1-dev's kind, which does, and one without for FLUX.1-schnell, which does not.
+    for FLUX.1-dev's kind, which does, and one without for FLUX.1-schnell, which does not. Settings
+    of another schedule than these two are a SettingError.
     """
     if folder is None or folder.scheduler is None:
         return guided
-    return bool(read_object(folder.scheduler).get("use_dynamic_shifting", guided))
+    told = read_object(folder.scheduler)
+    dynamic = bool(told.get("use_dynamic_shifting", guided))
+    published = DEV_SCHEDULE if dynamic else SCHNELL_SCHEDULE
+    for name, value in published.items():
+        if told.get(name, value) != value:
+            raise SettingError(
+                f"{folder.scheduler}: {name} is {told[name]}; the flux schedule has {value} "
+                "(sampling.sigma_shift gives a fixed shift)"
+            )
+    return dynamic
 
 
 def tokenizer_folder(

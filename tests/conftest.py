@@ -1,0 +1,32 @@
+"""PyTorch on one thread, and the bundled model, loaded once for each way of loading it."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from flux_engine import FluxEngine, load_engine
+
+ShapesEngine = Callable[..., FluxEngine]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def shapes_engine() -> ShapesEngine:
+    """The bundled model on the CPU, in float32 and in batches of two unless told otherwise."""
+
+    @cache
+    def loaded(**options: Any) -> FluxEngine:
+        small = {"text_batch": 2, "micro_batch": 2, "decode_batch": 2}
+        return load_engine(device="cpu", **{"torch_dtype": torch.float32, **small, **options})
+
+    return loaded
