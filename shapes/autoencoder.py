@@ -9,50 +9,45 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from flux_engine.models.vae import SCALE, AutoEncoder, VaeSpec
+from flux_engine.models.vae import SCALE, AutoEncoder
 from shapes.loop import Journal, Schedule, train
-from shapes.world import COUNTS, OUTLINES, SIDE, blocks, combinations, draw, keyed, masks, paint
+from shapes.recipe import Recipe
+from shapes.world import World, blocks, keyed
 
-SPEC = VaeSpec(widths=(32, 32, 64, 64))
 KL_WEIGHT, ABSOLUTE_WEIGHT, FIGURE_WEIGHT = 2e-5, 0.25, 4.0
 
 
 def train_autoencoder(
-    folder: Path,
-    schedule: Schedule,
-    *,
-    seed: int,
-    small_steps: int,
-    small_batch: int,
-    batch: int,
-    device: torch.device,
+    folder: Path, recipe: Recipe, schedule: Schedule, *, seed: int, device: torch.device
 ) -> AutoEncoder:
     """Whole worlds at half size first, four times as many a second, then at full size.
 
     Crops would be as cheap, but the group norms would learn statistics that no picture has.
     """
+    world = recipe.world
     torch.manual_seed(seed)
-    vae = AutoEncoder(SPEC).to(device)
+    vae = AutoEncoder(recipe.autoencoder).to(device)
     journal = Journal(folder / "vae.jsonl")
 
     def loss_of(step: int) -> Tensor:
-        small = step < small_steps
-        n, side = (small_batch, SIDE // 2) if small else (batch, SIDE)
-        return reconstruction_loss(vae, keyed(seed, "vae", step), n, side)
+        small = step < recipe.small_steps
+        n = recipe.small_batch if small else recipe.vae_batch
+        side = world.side // 2 if small else world.side
+        return reconstruction_loss(vae, world, keyed(seed, "vae", step), n, side)
 
     train(vae, loss_of, schedule, checkpoint=folder / "vae.checkpoint.safetensors", journal=journal)
-    rows = combinations()[torch.randperm(len(combinations()), generator=keyed("gain"))[:256]]
-    fold_gain(vae.cpu(), draw(rows, keyed("gain", "jitter")))
+    rows = world.some(recipe.gain_pictures, keyed("gain"))
+    fold_gain(vae.cpu(), world.draw(rows, keyed("gain", "jitter")))
     return vae.eval().requires_grad_(False)
 
 
-def reconstruction_loss(vae: AutoEncoder, random: torch.Generator, batch: int, side: int) -> Tensor:
+def reconstruction_loss(
+    vae: AutoEncoder, world: World, random: torch.Generator, batch: int, side: int
+) -> Tensor:
     """Weighted error of pictures drawn afresh; the reserved outlines are among them."""
-    counts = (COUNTS[0], len(OUTLINES), *COUNTS[2:])
-    rows = torch.stack([torch.randint(c, (batch,), generator=random) for c in counts], dim=1)
     device = vae.encoder.conv_in.weight.device
-    masks_BHW = masks(rows, random, side)
-    x_BCHW = (paint(rows, masks_BHW) * 2 - 1).to(device)
+    pictures, masks_BHW = world.draw_masked(world.any_rows(batch, random), random, side)
+    x_BCHW = (pictures * 2 - 1).to(device)
     mean, logvar = vae.moments(x_BCHW)
     logvar = logvar.clamp(-20, 10)
     noise = torch.randn(mean.shape, generator=random).to(device)

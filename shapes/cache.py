@@ -14,7 +14,7 @@ from torch import Tensor
 from flux_engine.models.vae import AutoEncoder
 from shapes.flow import Text, pack
 from shapes.text import TextEncoders
-from shapes.world import TEMPLATES, blocks, caption, combinations, draw, held_out, keyed
+from shapes.world import World, blocks, keyed
 
 AT_ONCE = 64
 
@@ -39,31 +39,39 @@ class Cache:
         )
 
 
-def training_rows(seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """Attributes (N, 5) and templates (N,) to train on; held-out combinations never are."""
-    rows = combinations()
-    rows = rows[~held_out(rows)]
+def training_rows(world: World, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Attributes (N, A) and templates (N,) to train on; held-out combinations never are."""
+    rows = world.part(unseen=False)
     random = keyed(seed, "cache")
     row_N = torch.randint(len(rows), (count,), generator=random)
-    return rows[row_N], torch.randint(len(TEMPLATES), (count,), generator=random)
+    return rows[row_N], torch.randint(len(world.templates), (count,), generator=random)
 
 
 @torch.no_grad()
 def write_cache(
-    path: Path, vae: AutoEncoder, encoders: TextEncoders, *, seed: int, pictures: int
+    path: Path,
+    world: World,
+    vae: AutoEncoder,
+    encoders: TextEncoders,
+    *,
+    seed: int,
+    pictures: int,
 ) -> None:
-    rows_N5, template_N = training_rows(seed, pictures)
+    device = vae.encoder.conv_in.weight.device
+    rows_NA, template_N = training_rows(world, seed, pictures)
     latents = [
-        pack(vae.encode(draw(part, keyed(seed, "cache", i)) * 2 - 1))
-        for i, part in enumerate(blocks(rows_N5, AT_ONCE))
+        pack(vae.encode((world.draw(part, keyed(seed, "cache", i)) * 2 - 1).to(device)))
+        .half()
+        .cpu()
+        for i, part in enumerate(blocks(rows_NA, AT_ONCE))
     ]
-    captions = [caption(row, t) for row, t in zip(rows_N5, template_N.tolist(), strict=True)]
+    captions = [world.caption(row, t) for row, t in zip(rows_NA, template_N.tolist(), strict=True)]
     index = {text: i for i, text in enumerate(dict.fromkeys(captions))}
     distinct = list(index)
     text = [encoders(distinct[i : i + 512]) for i in range(0, len(distinct), 512)]
     empty_sequence, empty_pooled = encoders([""])
     kept = {
-        "latents": torch.cat(latents).half(),
+        "latents": torch.cat(latents),
         "caption": torch.tensor([index[text] for text in captions]),
         "sequence": torch.cat([sequence for sequence, _ in text]).half(),
         "pooled": torch.cat([pooled for _, pooled in text]),

@@ -18,8 +18,9 @@ from flux_engine.training.loss import (
     velocity_target,
 )
 from shapes.cache import Cache
-from shapes.flow import SPEC, UNGUIDED, ClassifierFree, Text, Velocity, initialise
+from shapes.flow import ClassifierFree, Text, Velocity, initialise
 from shapes.loop import Journal, Schedule, train
+from shapes.recipe import Recipe
 from shapes.world import keyed
 
 DROPPED = 0.1  # share of prompts replaced by the empty one, for classifier-free guidance
@@ -55,22 +56,17 @@ class Batch:
 
 
 def train_teacher(
-    folder: Path,
-    cache: Cache,
-    schedule: Schedule,
-    *,
-    seed: int,
-    batch: int,
+    folder: Path, recipe: Recipe, cache: Cache, schedule: Schedule, *, seed: int
 ) -> FluxTransformer:
     """A transformer without embedded guidance, which two passes can guide."""
     device = cache.latents.device
     torch.manual_seed(seed)
-    net = FluxTransformer(UNGUIDED)
+    net = FluxTransformer(recipe.unguided)
     initialise(net)
     velocity = Velocity(net.to(device))
 
     def loss_of(step: int) -> Tensor:
-        b = Batch.draw(cache, keyed(seed, "teacher", step), batch)
+        b = Batch.draw(cache, keyed(seed, "teacher", step), recipe.batch)
         answer = velocity(b.x, b.sigma, b.text, b.weight)
         return flow_loss(answer, velocity_target(b.latents, b.noise))
 
@@ -80,24 +76,24 @@ def train_teacher(
 
 def train_guidance(
     folder: Path,
+    recipe: Recipe,
     cache: Cache,
     schedule: Schedule,
     teacher: FluxTransformer,
     *,
     seed: int,
-    batch: int,
 ) -> FluxTransformer:
     """The teacher's two passes, u + w·(c − u), learned as one that is told w."""
     device = cache.latents.device
     torch.manual_seed(seed)
-    net = FluxTransformer(SPEC)
+    net = FluxTransformer(recipe.transformer)
     initialise(net)
     net.load_state_dict(teacher.state_dict(), strict=False)  # it has no guidance embedder
     velocity = Velocity(net.to(device))
     guided = ClassifierFree(teacher.to(device).requires_grad_(False), cache.empty)
 
     def loss_of(step: int) -> Tensor:
-        b = Batch.draw(cache, keyed(seed, "guidance", step), batch)
+        b = Batch.draw(cache, keyed(seed, "guidance", step), recipe.batch)
         x_BSC = b.x
         with torch.no_grad():
             target = guided(x_BSC, b.sigma, b.text, b.weight)

@@ -11,32 +11,31 @@ from PIL import Image
 from torch import Tensor
 
 from flux_engine.models.vae import AutoEncoder
-from shapes.flow import GRID, SPEC, Text, Velocity, pictures, sample
-from shapes.ruler import Score, score
+from shapes.flow import Text, Velocity, pictures, sample
+from shapes.recipe import Recipe
 from shapes.text import TextEncoders
-from shapes.world import TEMPLATES, caption, combinations, held_out, keyed
+from shapes.world import keyed
 
 AT_ONCE = 128
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Attributes to ask for, (N, 5), their captions, and the noise to start from, (N, S, C)."""
+    """Attributes to ask for, (N, A), their captions, and the noise to start from, (N, S, C)."""
 
     rows: Tensor
     captions: list[str]
     noise: Tensor
 
     @classmethod
-    def pick(cls, count: int, *, unseen: bool) -> "Questions":
+    def pick(cls, recipe: Recipe, count: int, *, unseen: bool) -> "Questions":
         """Combinations that training never had, or those that it had, in a fixed order."""
-        rows = combinations()
-        rows = rows[held_out(rows) == unseen]
+        world = recipe.world
+        rows = world.part(unseen=unseen)
         rows = rows[torch.randperm(len(rows), generator=keyed("questions", unseen))[:count]]
-        noise = torch.randn(
-            len(rows), GRID * GRID, SPEC.channels_in, generator=keyed("question noise", unseen)
-        )
-        captions = [caption(row, i % len(TEMPLATES)) for i, row in enumerate(rows)]
+        shape = len(rows), recipe.grid**2, recipe.transformer.channels_in
+        noise = torch.randn(shape, generator=keyed("question noise", unseen))
+        captions = [world.caption(row, i) for i, row in enumerate(rows)]
         return cls(rows, captions, noise)
 
 
@@ -51,7 +50,7 @@ def answers(
     shift: float,
     guidance: float,
 ) -> Tensor:
-    """Pictures (N, 3, 64, 64) of the questions' captions."""
+    """Pictures (N, 3, H, W) of the questions' captions."""
     text = Text(*encoders(questions.captions)).to(velocity.device)
     made = []
     for start in range(0, len(text), AT_ONCE):
@@ -60,23 +59,6 @@ def answers(
         x = sample(velocity, noise, text[part], steps=steps, shift=shift, guidance=guidance)
         made.append(pictures(vae, x).cpu())
     return torch.cat(made)
-
-
-def examine(
-    velocity: Velocity,
-    vae: AutoEncoder,
-    encoders: TextEncoders,
-    *,
-    count: int,
-    unseen: bool,
-    steps: int,
-    shift: float,
-    guidance: float,
-) -> Score:
-    """The score of `count` combinations."""
-    questions = Questions.pick(count, unseen=unseen)
-    made = answers(velocity, vae, encoders, questions, steps=steps, shift=shift, guidance=guidance)
-    return score(made, questions.rows)
 
 
 def contact_sheet(path: Path, *rows_N3HW: Tensor, zoom: int = 2) -> None:

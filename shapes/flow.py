@@ -4,26 +4,20 @@ This is the sampler that training checks itself with; the engine has its own. Sh
 B batch, S image tokens, T text tokens, C patch channels, W text width, P pooled width.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from flux_engine.models.dit import FluxSpec, FluxTransformer
+from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
 from flux_engine.training.loss import guided_target
-from shapes.text import SEQUENCE_LENGTH, WIDTH
-from shapes.world import SIDE, blocks
+from shapes.world import blocks
 
-SPEC = FluxSpec(
-    width=128, heads=4, axes=(4, 14, 14), inner=512, double_blocks=2, single_blocks=4,
-    text_width=WIDTH, pooled_width=WIDTH, guidance=True,
-)  # fmt: skip
-UNGUIDED = replace(SPEC, guidance=False)
 PATCH = 2
-GRID = SIDE // 8 // PATCH
 DECODED_AT_ONCE = 64
 
 
@@ -61,14 +55,16 @@ def pack(z_BCHW: Tensor) -> Tensor:
 
 
 def unpack(x_BSC: Tensor) -> Tensor:
-    return rearrange(x_BSC, "B (h w) (C p q) -> B C (h p) (w q)", h=GRID, p=PATCH, q=PATCH)
+    """Of a square picture."""
+    grid = math.isqrt(x_BSC.shape[1])
+    return rearrange(x_BSC, "B (h w) (C p q) -> B C (h p) (w q)", h=grid, p=PATCH, q=PATCH)
 
 
-def positions() -> Tensor:
-    """Position ids, (L, 3): zeros for text, then row and column of each patch."""
-    patch = torch.arange(GRID * GRID)
-    image = torch.stack([torch.zeros_like(patch), patch // GRID, patch % GRID], dim=1)
-    return torch.cat([torch.zeros(SEQUENCE_LENGTH, 3, dtype=torch.long), image])
+def positions(text: int, patches: int) -> Tensor:
+    """Position ids, (T + S, 3): zeros for text, then row and column of each of S patches."""
+    patch, grid = torch.arange(patches), math.isqrt(patches)
+    image = torch.stack([torch.zeros_like(patch), patch // grid, patch % grid], dim=1)
+    return torch.cat([torch.zeros(text, 3, dtype=torch.long), image])
 
 
 def initialise(net: FluxTransformer) -> None:
@@ -85,17 +81,25 @@ def initialise(net: FluxTransformer) -> None:
 
 
 class Velocity:
-    """A transformer with the positions of this world's pictures filled in."""
+    """A transformer with the positions of square pictures filled in."""
 
     def __init__(self, net: FluxTransformer) -> None:
         self.net = net
         self.device = net.img_in.weight.device
-        self.rotation = net.rotation(positions().to(self.device))
+        self.rotations: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, x_BSC: Tensor, sigma_B: Tensor, text: Text, guidance_B: Tensor) -> Tensor:
         rows = self.net.modulate(self.net.condition(sigma_B, text.pooled, guidance_B))
-        velocity: Tensor = self.net(x_BSC, text.sequence, rows, self.rotation)
+        rotation = self.rotation(text.sequence.shape[1], x_BSC.shape[1])
+        velocity: Tensor = self.net(x_BSC, text.sequence, rows, rotation)
         return velocity
+
+    def rotation(self, text: int, patches: int) -> Tensor:
+        """Of so many text tokens and patches; computed once."""
+        size = text, patches
+        if size not in self.rotations:
+            self.rotations[size] = self.net.rotation(positions(*size).to(self.device))
+        return self.rotations[size]
 
 
 def sigmas(steps: int, shift: float) -> list[float]:
@@ -133,6 +137,6 @@ class ClassifierFree(Velocity):
 
 @torch.no_grad()
 def pictures(vae: AutoEncoder, x_BSC: Tensor) -> Tensor:
-    """Pictures (B, 3, 64, 64) in 0…1 of packed latents."""
+    """Pictures (B, 3, H, W) in 0…1 of packed latents."""
     parts = [vae.decode(unpack(part)) for part in blocks(x_BSC, DECODED_AT_ONCE)]
     return ((torch.cat(parts) + 1) / 2).clamp(0, 1)

@@ -10,21 +10,22 @@ from torch import nn
 
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
-from shapes.autoencoder import SPEC as VAE_SPEC
-from shapes.flow import SPEC, UNGUIDED
-from shapes.text import SEQUENCE_LENGTH, write_text
-from shapes.world import SIDE
+from shapes.recipe import Recipe
+from shapes.text import write_text
 
 TRANSFORMER, AUTOENCODER, SAMPLING = "flux1-shapes.safetensors", "ae.safetensors", "sampling.json"
-STEPS, GUIDANCE, SHIFT = 16, 2.0, 1.5
-DEFAULTS = {
-    "height": SIDE,
-    "width": SIDE,
-    "num_inference_steps": STEPS,
-    "embedded_guidance": GUIDANCE,
-    "t5_sequence_length": SEQUENCE_LENGTH,
-    "sigma_shift": SHIFT,
-}
+
+
+def defaults(recipe: Recipe) -> dict[str, int | float]:
+    """How the model wants to be sampled."""
+    return {
+        "height": recipe.world.side,
+        "width": recipe.world.side,
+        "num_inference_steps": recipe.steps,
+        "embedded_guidance": recipe.guidance,
+        "t5_sequence_length": recipe.text_length,
+        "sigma_shift": recipe.shift,
+    }
 
 
 def write_weights(net: nn.Module, path: Path) -> None:
@@ -39,31 +40,31 @@ def write_weights(net: nn.Module, path: Path) -> None:
     partial.rename(path)
 
 
-def begin(folder: Path, vae: AutoEncoder, seed: int) -> None:
+def begin(folder: Path, recipe: Recipe, vae: AutoEncoder, seed: int) -> None:
     """Everything but the transformer."""
-    write_text(folder, seed)
+    write_text(folder, recipe, seed)
     write_weights(vae, folder / AUTOENCODER)
 
 
-def finish(folder: Path, net: FluxTransformer, source: Path | None = None) -> None:
+def finish(folder: Path, recipe: Recipe, net: FluxTransformer, source: Path | None = None) -> None:
     """The transformer and the sampling defaults; `source` is the folder that has the rest."""
     if source is not None:
         shutil.copytree(source, folder, dirs_exist_ok=True)
-    (folder / SAMPLING).write_text(json.dumps(DEFAULTS, indent=2) + "\n")
+    (folder / SAMPLING).write_text(json.dumps(defaults(recipe), indent=2) + "\n")
     write_weights(net, folder / TRANSFORMER)
 
 
-def load_autoencoder(folder: Path) -> AutoEncoder:
+def load_autoencoder(folder: Path, recipe: Recipe) -> AutoEncoder:
     """In float32, frozen."""
-    vae = AutoEncoder(VAE_SPEC)
+    vae = AutoEncoder(recipe.autoencoder)
     vae.load_state_dict(load_file(folder / AUTOENCODER))
     return vae.float().eval().requires_grad_(False)
 
 
-def load_transformer(folder: Path) -> FluxTransformer:
+def load_transformer(folder: Path, recipe: Recipe) -> FluxTransformer:
     """In float32; whether it has embedded guidance is read off its keys."""
     state = load_file(folder / TRANSFORMER)
     guided = any(key.startswith("guidance_in.") for key in state)
-    net = FluxTransformer(SPEC if guided else UNGUIDED)
+    net = FluxTransformer(recipe.transformer if guided else recipe.unguided)
     net.load_state_dict(state)
     return net.float().eval()

@@ -108,9 +108,7 @@ def train(
         net.load_state_dict(average.weights)
 
 
-def descend(
-    net: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, rate: float
-) -> Tensor:
+def descend(net: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, rate: float) -> Tensor:
     """One step down the loss's gradient, cut to a norm of `CLIP`."""
     for group in optimiser.param_groups:
         group["lr"] = rate

@@ -1,61 +1,63 @@
-"""The ruler: which attributes a picture shows and a caption asks for, with no learned model.
+"""The ruler: what figures a picture shows, with no learned model, and how often it is what was
+asked.
 
-Ground is the border's median; the figure's colour that of the pixels furthest from the ground;
+Ground is the border's median; a figure's colour that of the pixels furthest from the ground;
 coverage the projection on the line between the two; place the coverage's centroid; shape and
-size the outline that overlaps it best there. Shape letters: N pictures, H and W pixels.
+size the outline that overlaps it best there. Shape letters: N pictures, A attributes, H and W
+pixels.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shapes.world import (
-    ATTRIBUTES,
-    COLOURS,
-    GROUNDS,
-    MARGIN,
-    OUTLINES,
-    PITCH,
-    PLACES,
-    RADII,
-    SHAPE_WORDS,
-    SHAPES,
-    blocks,
-    coverage,
-    palette,
-    radii,
-)
+from shapes.figures import COLOURS, coverage, palette
+from shapes.world import Reading, World, blocks
 
-AT_ONCE = 64  # pictures: larger blocks fall out of the processor's cache
 CORE, FAINT = 0.9, 0.2  # of the greatest distance from the ground; of full coverage
 VISIBLE, OVERLAP = 0.12, 0.6  # below these there is no figure, or none of the known outlines
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Attributes (N, 5), and how well the best outline overlaps what is there, (N,)."""
+class Figure:
+    """Indices of colour, shape and size, the centroid in pixels, and the overlap; all (N,)."""
 
-    rows: Tensor
+    colour: Tensor
+    shape: Tensor
+    size: Tensor
+    x: Tensor
+    y: Tensor
     overlap: Tensor
 
 
-def measure(pictures_N3HW: Tensor, outlines: Sequence[str] = SHAPES) -> Reading:
-    """Read pictures in 0…1; shapes are told apart among `outlines`, a prefix of `OUTLINES`."""
-    parts = [measure_block(part.float(), outlines) for part in blocks(pictures_N3HW, AT_ONCE)]
+def in_blocks(read: Callable[[Tensor], Reading], pictures_N3HW: Tensor, size: int) -> Reading:
+    """The readings of a few pictures at a time, as one."""
+    parts = [read(part.float().clamp(0, 1)) for part in blocks(pictures_N3HW, size)]
     return Reading(
         torch.cat([part.rows for part in parts]), torch.cat([part.overlap for part in parts])
     )
 
 
-def measure_block(x_N3HW: Tensor, outlines: Sequence[str]) -> Reading:
-    x_N3HW = x_N3HW.clamp(0, 1)
-    ground_N3 = border(x_N3HW).median(dim=2).values
+def read_figure(
+    x_N3HW: Tensor,
+    ground_N3: Tensor,
+    quantile: float,
+    outlines: Sequence[str],
+    radii: Sequence[float],
+    within_NHW: Tensor | None = None,
+) -> Figure:
+    """The one figure on the ground, or the one `within` a part of the picture.
+
+    Of the distances from the ground, those above the quantile must be the figure's.
+    """
     away_N3HW = x_N3HW - ground_N3[:, :, None, None]
     distance_NHW = away_N3HW.norm(dim=1)
-    furthest_N = distance_NHW.flatten(1).quantile(0.985, dim=1)
+    if within_NHW is not None:
+        distance_NHW = distance_NHW * within_NHW
+    furthest_N = distance_NHW.flatten(1).quantile(quantile, dim=1)
     core_NHW = (distance_NHW >= CORE * furthest_N[:, None, None]).float()
     weight_N = core_NHW.sum((1, 2)).clamp_min(1)
     figure_N3 = (x_N3HW * core_NHW[:, None]).sum((2, 3)) / weight_N[:, None]
@@ -64,17 +66,18 @@ def measure_block(x_N3HW: Tensor, outlines: Sequence[str]) -> Reading:
     along_NHW = (away_N3HW * line_N3[:, :, None, None]).sum(1)
     cover_NHW = (along_NHW / line_N3.square().sum(1).clamp_min(1e-3)[:, None, None]).clamp(0, 1)
     cover_NHW = cover_NHW * (cover_NHW > FAINT)
+    if within_NHW is not None:
+        cover_NHW = cover_NHW * within_NHW
     x_N, y_N = centroid(cover_NHW)
-    shape_N, size_N, overlap_N = best_outline(cover_NHW, x_N, y_N, outlines)
-    rows = {
-        "colour": torch.cdist(figure_N3, palette(COLOURS)).argmin(1),
-        "shape": shape_N,
-        "place": 3 * cell(y_N) + cell(x_N),
-        "size": size_N,
-        "ground": torch.cdist(ground_N3, palette(GROUNDS)).argmin(1),
-    }
-    overlap_N = torch.where(furthest_N < VISIBLE, 0.0, overlap_N)
-    return Reading(torch.stack([rows[name] for name in ATTRIBUTES], dim=1), overlap_N)
+    shape_N, size_N, overlap_N = best_outline(cover_NHW, x_N, y_N, outlines, radii)
+    return Figure(
+        colour=torch.cdist(figure_N3, palette(COLOURS)).argmin(1),
+        shape=shape_N,
+        size=size_N,
+        x=x_N,
+        y=y_N,
+        overlap=torch.where(furthest_N < VISIBLE, 0.0, overlap_N),
+    )
 
 
 def border(x_N3HW: Tensor) -> Tensor:
@@ -93,38 +96,19 @@ def centroid(cover_NHW: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def cell(position_N: Tensor) -> Tensor:
-    """Which of the three rows or columns of places is nearest."""
-    return ((position_N - MARGIN) / PITCH).round().clamp(0, 2).long()
-
-
 def best_outline(
-    cover_NHW: Tensor, x_N: Tensor, y_N: Tensor, outlines: Sequence[str]
+    cover_NHW: Tensor, x_N: Tensor, y_N: Tensor, outlines: Sequence[str], radii: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shape, size and soft intersection over union of the closest template."""
     overlaps = []
     for outline in outlines:
-        for radius in radii():
-            template = coverage(outline, x_N, y_N, radius.expand(len(x_N)), cover_NHW.shape[-1])
+        for radius in radii:
+            r_N = torch.full_like(x_N, radius)
+            template = coverage(outline, x_N, y_N, r_N, cover_NHW.shape[-1])
             shared = torch.minimum(cover_NHW, template).sum((1, 2))
             overlaps.append(shared / torch.maximum(cover_NHW, template).sum((1, 2)).clamp_min(1e-3))
     overlap_N, which_N = torch.stack(overlaps).max(0)
-    return which_N // len(RADII), which_N % len(RADII), overlap_N
-
-
-def parse(caption: str) -> Tensor | None:
-    """The row of attributes that a caption asks for; None if it does not name all five."""
-    text = " ".join(re.findall(r"[a-z]+", caption.lower()))
-    found = {
-        "colour": first_named(text, tuple(COLOURS)),
-        "shape": first_named(text, SHAPE_WORDS),
-        "place": first_named(text, PLACES),
-        "size": first_named(text, tuple(RADII)),
-        "ground": first_named(text, tuple(GROUNDS)),
-    }
-    if None in found.values():
-        return None
-    return torch.tensor([found[name] for name in ATTRIBUTES])
+    return which_N // len(radii), which_N % len(radii), overlap_N
 
 
 def first_named(text: str, names: Sequence[str]) -> int | None:
@@ -149,16 +133,15 @@ class Score:
         return {name: round(share, 4) for name, share in shares.items()}
 
 
-def score(pictures_N3HW: Tensor, asked_N5: Tensor, outlines: Sequence[str] | None = None) -> Score:
+def score(world: World, pictures_N3HW: Tensor, asked_NA: Tensor) -> Score:
     """How many pictures show the attributes that were asked of them."""
-    reserved = bool((asked_N5[:, 1] >= len(SHAPES)).any())
-    reading = measure(pictures_N3HW, outlines or (OUTLINES if reserved else SHAPES))
-    right_N5 = reading.rows == asked_N5
-    complete_N = right_N5.all(1) & (reading.overlap > OVERLAP)
-    shares = right_N5.float().mean(0).tolist()
+    reading = world.read(pictures_N3HW, asked_NA)
+    right_NA = reading.rows == asked_NA
+    complete_N = right_NA.all(1) & (reading.overlap > OVERLAP)
+    shares = right_NA.float().mean(0).tolist()
     return Score(
-        count=len(asked_N5),
-        by_attribute=dict(zip(ATTRIBUTES, shares, strict=True)),
+        count=len(asked_NA),
+        by_attribute=dict(zip(world.attributes, shares, strict=True)),
         all=complete_N.float().mean().item(),
         overlap=reading.overlap.mean().item(),
     )

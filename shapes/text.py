@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shapes.recipe import TEXT_WIDTH as WIDTH
+from shapes.recipe import Recipe
 from shapes.vocabulary import (
     CLIP_LENGTH,
     EOS,
@@ -22,34 +24,32 @@ from shapes.vocabulary import (
     write_clip_tokenizer,
     write_t5_tokenizer,
 )
-from shapes.world import TEMPLATES, caption, combinations, keyed
+from shapes.world import World, keyed
 
-SEQUENCE_LENGTH = 20  # of T5: the longest caption takes 14
-WIDTH, HEADS, INNER, LAYERS = 64, 4, 128, 2
+HEADS, INNER, LAYERS = 4, 128, 2
 CLIP_PREFIX = "text_model."
 GAIN = 4.0  # of CLIP's initial weights: the library's own leave all captions alike
 
 
-def write_text(folder: Path, seed: int) -> None:
+def write_text(folder: Path, recipe: Recipe, seed: int) -> None:
     """`tokenizer`, `tokenizer_2`, `text_encoder` and `text_encoder_2`, as FLUX.1's folders."""
-    write_clip_tokenizer(folder / "tokenizer")
-    write_t5_tokenizer(folder / "tokenizer_2")
-    write_clip(folder, seed)
-    write_t5(folder, seed)
+    words, captions = recipe.world.words(), sample_captions(recipe.world)
+    write_clip_tokenizer(folder / "tokenizer", words)
+    write_t5_tokenizer(folder / "tokenizer_2", words)
+    write_clip(folder, clip_pieces(words), clip_ids(folder, captions), seed)
+    write_t5(folder, t5_pieces(words), t5_ids(folder, captions, recipe.text_length), seed)
 
 
-def sample_captions() -> list[str]:
+def sample_captions(world: World) -> list[str]:
     """512 captions of all templates, to measure the encoders with."""
-    rows = combinations()[torch.randperm(len(combinations()), generator=keyed("captions"))[:512]]
-    return [caption(row, i % len(TEMPLATES)) for i, row in enumerate(rows)]
+    return [world.caption(row, i) for i, row in enumerate(world.some(512, keyed("captions")))]
 
 
 @torch.no_grad()
-def write_clip(folder: Path, seed: int) -> None:
-    """Random CLIP whose last norm standardises every feature over the captions."""
+def write_clip(folder: Path, pieces: list[str], ids: Tensor, seed: int) -> None:
+    """Random CLIP whose last norm standardises every feature over some captions' tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    pieces = clip_pieces()
     torch.manual_seed(seed)
     config = CLIPTextConfig(
         vocab_size=len(pieces), hidden_size=WIDTH, intermediate_size=INNER,
@@ -60,7 +60,7 @@ def write_clip(folder: Path, seed: int) -> None:
     )  # fmt: skip
     clip = CLIPTextModel(config).eval()
     norm = parts(clip).final_layer_norm
-    pooled = clip(input_ids=clip_ids(folder, sample_captions())).pooler_output
+    pooled = clip(input_ids=ids).pooler_output
     norm.weight.copy_(1 / pooled.std(0))
     norm.bias.copy_(-pooled.mean(0) / pooled.std(0))
     state = {CLIP_PREFIX + k.removeprefix(CLIP_PREFIX): v for k, v in clip.state_dict().items()}
@@ -68,11 +68,10 @@ def write_clip(folder: Path, seed: int) -> None:
 
 
 @torch.no_grad()
-def write_t5(folder: Path, seed: int) -> None:
+def write_t5(folder: Path, pieces: list[tuple[str, str]], ids: Tensor, seed: int) -> None:
     """Random T5 encoder in which a word means the same in every spelling."""
     from transformers import T5Config, T5EncoderModel
 
-    pieces = t5_pieces()
     index = {piece: i for i, (piece, _) in enumerate(pieces)}
     torch.manual_seed(seed + 1)
     config = T5Config(
@@ -84,7 +83,7 @@ def write_t5(folder: Path, seed: int) -> None:
     t5 = T5EncoderModel(config).eval()
     table = t5.shared.weight
     table.copy_(table[[index[meaning] for _, meaning in pieces]].clone())
-    sequence = t5(input_ids=t5_ids(folder, sample_captions())).last_hidden_state
+    sequence = t5(input_ids=ids).last_hidden_state
     t5.encoder.final_layer_norm.weight.div_(sequence.square().mean().sqrt())
     state = {k: v for k, v in t5.state_dict().items() if k != "encoder.embed_tokens.weight"}
     write_model(folder / "text_encoder_2", config, "T5EncoderModel", state)
@@ -106,8 +105,8 @@ def clip_ids(folder: Path, prompts: list[str]) -> Tensor:
     return token_ids(folder / "tokenizer", prompts, CLIP_LENGTH)
 
 
-def t5_ids(folder: Path, prompts: list[str]) -> Tensor:
-    return token_ids(folder / "tokenizer_2", prompts, SEQUENCE_LENGTH)
+def t5_ids(folder: Path, prompts: list[str], length: int) -> Tensor:
+    return token_ids(folder / "tokenizer_2", prompts, length)
 
 
 def token_ids(tokenizer: Path, prompts: list[str], length: int) -> Tensor:
@@ -128,11 +127,11 @@ def parts(clip: Any) -> Any:
 class TextEncoders:
     """Prompts into what the transformer reads, as the engine does it: padded and unmasked."""
 
-    def __init__(self, folder: Path, clip: Any, t5: Any) -> None:
-        self.folder, self.clip, self.t5 = folder, clip, t5
+    def __init__(self, folder: Path, clip: Any, t5: Any, length: int) -> None:
+        self.folder, self.clip, self.t5, self.length = folder, clip, t5, length
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, length: int) -> Self:
         from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
         clip = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
@@ -141,11 +140,11 @@ class TextEncoders:
         bare = {k.removeprefix(CLIP_PREFIX): v for k, v in state.items()}
         parts(clip).load_state_dict(bare, strict=False)
         t5.load_state_dict(load_file(folder / "text_encoder_2" / "model.safetensors"), strict=False)
-        return cls(folder, clip.float().eval(), t5.float().eval())
+        return cls(folder, clip.float().eval(), t5.float().eval(), length)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Sequence (N, T, W) and pooled vector (N, W) of each prompt."""
-        sequence = self.t5(input_ids=t5_ids(self.folder, prompts)).last_hidden_state
+        sequence = self.t5(input_ids=t5_ids(self.folder, prompts, self.length)).last_hidden_state
         pooled = self.clip(input_ids=clip_ids(self.folder, prompts)).pooler_output
         return sequence, pooled

@@ -25,7 +25,7 @@ DOORS = {
         "shapes/checkpoint.py",
         "shapes/folder.py",
         "shapes/text.py",
-    },  # fmt: skip
+    },
     "yaml": {"jobs/cli.py"},
     "typer": {"jobs/generate.py"},
 }

@@ -3,14 +3,15 @@
 import torch
 
 from flux_engine.models.vae import AutoEncoder
-from shapes.autoencoder import SPEC, fold_gain, reconstruction_loss
-from shapes.world import combinations, draw, keyed
+from shapes.autoencoder import fold_gain, reconstruction_loss
+from shapes.recipe import ONE
+from shapes.world import keyed
 
 
 def test_folding_gives_latents_unit_spread_and_leaves_pictures_alone() -> None:
     torch.manual_seed(0)
-    vae = AutoEncoder(SPEC).eval()
-    pictures = draw(combinations()[::120], keyed("gain"))
+    vae = AutoEncoder(ONE.autoencoder).eval()
+    pictures = ONE.world.draw(ONE.world.combinations()[::120], keyed("gain"))
     with torch.no_grad():
         before = vae.decode(vae.encode(pictures * 2 - 1))
         fold_gain(vae, pictures)
@@ -22,8 +23,8 @@ def test_folding_gives_latents_unit_spread_and_leaves_pictures_alone() -> None:
 
 def test_the_loss_is_a_function_of_its_key_at_either_size() -> None:
     torch.manual_seed(0)
-    vae = AutoEncoder(SPEC)
+    vae = AutoEncoder(ONE.autoencoder)
     for side in (32, 64):
-        a, b = (reconstruction_loss(vae, keyed("loss"), 2, side) for _ in range(2))
+        a, b = (reconstruction_loss(vae, ONE.world, keyed("loss"), 2, side) for _ in range(2))
         assert torch.equal(a, b)
         assert a.isfinite()

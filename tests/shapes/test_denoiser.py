@@ -1,6 +1,7 @@
 """The transformer's two stages learn, resume exactly, and hand over."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from shapes.cache import Cache
 from shapes.denoiser import Batch, train_guidance, train_teacher
 from shapes.flow import Text
 from shapes.loop import Schedule
-from shapes.text import SEQUENCE_LENGTH, WIDTH
+from shapes.recipe import ONE
+from shapes.recipe import TEXT_WIDTH as WIDTH
 from shapes.world import keyed
 
+RECIPE = replace(ONE, batch=2)
 SCHEDULE = Schedule(steps=4, rate=1e-3, warmup=2, keep_every=2, averaging=0.9)
 
 
@@ -30,8 +33,8 @@ def toy_cache() -> Cache:
     return Cache(
         torch.randn(6, 16, 64, generator=random),
         torch.tensor([0, 1, 2, 0, 1, 2]),
-        Text(torch.randn(3, SEQUENCE_LENGTH, WIDTH, generator=random), torch.randn(3, WIDTH)),
-        Text(torch.zeros(1, SEQUENCE_LENGTH, WIDTH), torch.zeros(1, WIDTH)),
+        Text(torch.randn(3, ONE.text_length, WIDTH, generator=random), torch.randn(3, WIDTH)),
+        Text(torch.zeros(1, ONE.text_length, WIDTH), torch.zeros(1, WIDTH)),
     )
 
 
@@ -41,8 +44,8 @@ def test_a_resumed_teacher_and_its_guidance_end_with_the_same_bits(
     cache, draw = toy_cache(), Batch.draw
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-    teacher = train_teacher(tmp_path / "whole", cache, SCHEDULE, seed=0, batch=2)
-    guided = train_guidance(tmp_path / "whole", cache, SCHEDULE, teacher, seed=0, batch=2)
+    teacher = train_teacher(tmp_path / "whole", RECIPE, cache, SCHEDULE, seed=0)
+    guided = train_guidance(tmp_path / "whole", RECIPE, cache, SCHEDULE, teacher, seed=0)
 
     def dying(at: int) -> None:
         asked = iter(range(100))
@@ -56,14 +59,14 @@ def test_a_resumed_teacher_and_its_guidance_end_with_the_same_bits(
 
     dying(at=3)
     with pytest.raises(KeyboardInterrupt):
-        train_teacher(tmp_path / "cut", cache, SCHEDULE, seed=0, batch=2)
+        train_teacher(tmp_path / "cut", RECIPE, cache, SCHEDULE, seed=0)
     monkeypatch.undo()
-    again = train_teacher(tmp_path / "cut", cache, SCHEDULE, seed=0, batch=2)
+    again = train_teacher(tmp_path / "cut", RECIPE, cache, SCHEDULE, seed=0)
     dying(at=2)
     with pytest.raises(KeyboardInterrupt):
-        train_guidance(tmp_path / "cut", cache, SCHEDULE, again, seed=0, batch=2)
+        train_guidance(tmp_path / "cut", RECIPE, cache, SCHEDULE, again, seed=0)
     monkeypatch.undo()
-    guided_again = train_guidance(tmp_path / "cut", cache, SCHEDULE, again, seed=0, batch=2)
+    guided_again = train_guidance(tmp_path / "cut", RECIPE, cache, SCHEDULE, again, seed=0)
 
     for one, other in ((teacher, again), (guided, guided_again)):
         for a, b in zip(one.parameters(), other.parameters(), strict=True):

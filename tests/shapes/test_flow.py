@@ -4,8 +4,6 @@ import torch
 
 from flux_engine.models.dit import FluxTransformer
 from shapes.flow import (
-    SPEC,
-    UNGUIDED,
     ClassifierFree,
     Text,
     Velocity,
@@ -16,7 +14,10 @@ from shapes.flow import (
     sigmas,
     unpack,
 )
-from shapes.text import SEQUENCE_LENGTH, WIDTH
+from shapes.recipe import ONE
+from shapes.recipe import TEXT_WIDTH as WIDTH
+
+SPEC, UNGUIDED, SEQUENCE_LENGTH = ONE.transformer, ONE.unguided, ONE.text_length
 
 
 def some_text(count: int) -> Text:
@@ -41,7 +42,8 @@ def test_a_token_holds_one_patch_channel_by_channel() -> None:
 
 
 def test_text_stands_at_zero_and_patches_on_their_grid() -> None:
-    ids = positions()
+    ids = positions(SEQUENCE_LENGTH, 16)
+    assert len(ids) == SEQUENCE_LENGTH + 16
     assert (ids[:SEQUENCE_LENGTH] == 0).all()
     assert ids[SEQUENCE_LENGTH + 6].tolist() == [0, 1, 2]
 

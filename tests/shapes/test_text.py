@@ -7,27 +7,28 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from shapes.recipe import ONE, TWO, Recipe
 from shapes.text import (
     CLIP_PREFIX,
-    SEQUENCE_LENGTH,
     TextEncoders,
     sample_captions,
     t5_ids,
     write_text,
 )
-from shapes.world import TEMPLATES, caption, combinations
+from shapes.vocabulary import write_t5_tokenizer
+from shapes.world import keyed
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text")
-    write_text(path, seed=0)
+    write_text(path, ONE, seed=0)
     return path
 
 
 @pytest.fixture(scope="module")
 def encoders(folder: Path) -> TextEncoders:
-    return TextEncoders.load(folder)
+    return TextEncoders.load(folder, ONE.text_length)
 
 
 def keys(folder: Path, part: str) -> set[str]:
@@ -57,7 +58,7 @@ def test_the_end_of_text_is_the_largest_index(folder: Path) -> None:
 
 
 def test_outputs_are_of_unit_spread(encoders: TextEncoders) -> None:
-    sequence, pooled = encoders(sample_captions())
+    sequence, pooled = encoders(sample_captions(ONE.world))
     assert abs(sequence.square().mean().sqrt().item() - 1) < 0.05
     assert (pooled.std(0) - 1).abs().max() < 0.1
 
@@ -76,13 +77,27 @@ def test_one_changed_word_changes_both_outputs(encoders: TextEncoders) -> None:
 
 def test_an_empty_prompt_and_unknown_words_are_encoded(encoders: TextEncoders) -> None:
     sequence, pooled = encoders(["", "größer 你好"])
-    assert sequence.shape == (2, SEQUENCE_LENGTH, 64)
+    assert sequence.shape == (2, ONE.text_length, 64)
     assert sequence.isfinite().all()
     assert pooled.isfinite().all()
 
 
-def test_every_caption_fits(folder: Path) -> None:
-    rows = combinations()
-    longest = {max((caption(row, i) for row in rows), key=len): i for i in range(len(TEMPLATES))}
-    ids = t5_ids(folder, list(longest))
+@pytest.mark.parametrize("recipe", [ONE, TWO])
+def test_every_caption_fits(tmp_path: Path, recipe: Recipe) -> None:
+    world = recipe.world
+    write_t5_tokenizer(tmp_path / "tokenizer_2", world.words())
+    rows = world.some(400, keyed("captions"))
+    captions = [world.caption(row, i) for row in rows for i in range(len(world.templates))]
+    ids = t5_ids(tmp_path, captions, recipe.text_length)
     assert (ids[:, -4:] == 0).all()  # padding
+
+
+def test_every_spelling_of_a_caption_of_the_second_world_is_different(tmp_path: Path) -> None:
+    write_text(tmp_path, TWO, seed=0)
+    row = TWO.world.some(1, keyed("row"))[0]
+    opposite = row.clone()
+    opposite[3] ^= 1
+    texts = [TWO.world.caption(each, i) for each in (row, opposite) for i in range(4)]
+    sequence, _ = TextEncoders.load(tmp_path, TWO.text_length)(texts)
+    apart = torch.cdist(sequence.flatten(1), sequence.flatten(1))
+    assert (apart + torch.eye(len(texts)) * 100).min() > 1

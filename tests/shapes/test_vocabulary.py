@@ -6,22 +6,23 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from shapes.figures import RESERVED
+from shapes.recipe import ONE, TWO
 from shapes.vocabulary import (
     clip_pieces,
     t5_pieces,
-    words,
     write_clip_tokenizer,
     write_t5_tokenizer,
 )
-from shapes.world import RESERVED
 
+WORDS = ONE.world.words()
 PROMPT = "a small red circle at the top left on a black background"
 
 
 @pytest.fixture(scope="module", params=["clip", "t5"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = tmp_path_factory.mktemp(request.param)
-    (write_clip_tokenizer if request.param == "clip" else write_t5_tokenizer)(folder)
+    (write_clip_tokenizer if request.param == "clip" else write_t5_tokenizer)(folder, WORDS)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -41,7 +42,7 @@ def test_the_classes_are_those_of_flux(tokenizer: Any) -> None:
 
 
 def test_every_word_is_one_token(tokenizer: Any) -> None:
-    assert bare(tokenizer, " ".join(words())) == words()
+    assert bare(tokenizer, " ".join(WORDS)) == WORDS
 
 
 def test_the_nonsense_words_are_known(tokenizer: Any) -> None:
@@ -67,9 +68,20 @@ def test_unknown_words_are_spelled_and_do_not_crash(tokenizer: Any, text: str) -
 
 
 def test_the_end_of_clip_is_its_largest_index() -> None:
-    assert clip_pieces()[-1] == "<|endoftext|>"
-    assert len(set(clip_pieces())) == len(clip_pieces())
+    assert clip_pieces(WORDS)[-1] == "<|endoftext|>"
+    assert len(set(clip_pieces(WORDS))) == len(clip_pieces(WORDS))
 
 
-def test_the_vocabularies_keep_their_size() -> None:
-    assert (len(clip_pieces()), len(t5_pieces())) == (623, 202)
+def test_the_shipped_models_vocabularies_keep_their_ids() -> None:
+    assert (len(clip_pieces(WORDS)), len(t5_pieces(WORDS))) == (623, 202)
+    shipped = Path(__file__).parents[2] / "flux_engine" / "bundled" / "flux-shapes"
+    known = AutoTokenizer.from_pretrained(shipped / "tokenizer").get_vocab()
+    assert known == {piece: i for i, piece in enumerate(clip_pieces(WORDS))}
+    known = AutoTokenizer.from_pretrained(shipped / "tokenizer_2").get_vocab()
+    assert known == {piece: i for i, (piece, _) in enumerate(t5_pieces(WORDS))}
+
+
+def test_another_world_has_another_vocabulary() -> None:
+    assert {"above", "below", "of"} <= set(TWO.world.words())
+    assert "center" not in TWO.world.words()
+    assert clip_pieces(TWO.world.words()) != clip_pieces(WORDS)

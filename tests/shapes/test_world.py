@@ -1,62 +1,70 @@
-"""The world is what it was when the model was trained."""
-
-import hashlib
+"""What all worlds promise."""
 
 import pytest
 import torch
 
-from shapes.world import (
-    COUNTS,
-    OUTLINES,
-    SHAPES,
-    TEMPLATES,
-    caption,
-    combinations,
-    coverage,
-    draw,
-    held_out,
-    keyed,
-)
+from shapes.recipe import ONE, TWO
+from shapes.world import World, blocks, keyed
+
+WORLDS = pytest.mark.parametrize("world", [ONE.world, TWO.world], ids=["one", "two"])
 
 
-def test_the_held_out_split_never_moves() -> None:
-    held = held_out(combinations())
-    assert len(held) == 2880
-    assert int(held.sum()) == 318
-    marks = hashlib.sha256(bytes(held.tolist())).hexdigest()
-    assert marks.startswith("72c9c5c2412defac")
+@WORLDS
+def test_a_caption_names_every_attribute(world: World) -> None:
+    rows = world.some(100, keyed("captions"))
+    for row in rows:
+        for template in range(len(world.templates)):
+            read = world.parse(world.caption(row, template))
+            assert read is not None
+            assert torch.equal(read, row)
 
 
-def test_every_value_of_every_attribute_is_trained_on() -> None:
-    rows = combinations()
-    trained = rows[~held_out(rows)]
-    assert tuple(len(column.unique()) for column in trained.T) == COUNTS
+@WORLDS
+def test_every_value_of_every_attribute_is_trained_on_and_held_out(world: World) -> None:
+    rows = world.some(4000, keyed("values"))
+    held = world.held_out(rows)
+    assert 0.08 < held.float().mean() < 0.13
+    for part in (rows[held], rows[~held]):
+        assert tuple(len(column.unique()) for column in part.T) == world.counts
 
 
-def test_a_caption_names_the_attributes() -> None:
-    row = torch.tensor([0, 3, 2, 1, 1])
-    assert [caption(row, i) for i in range(len(TEMPLATES))] == [
-        "a large red ring at the top right on a gray background",
-        "a gray background with a large red ring in the top right.",
-        "red ring, large, top right, gray background",
-    ]
+@WORLDS
+def test_pictures_depend_on_nothing_but_the_key(world: World) -> None:
+    rows = world.some(8, keyed("rows"))
+    assert torch.equal(world.draw(rows, keyed("a", 1)), world.draw(rows, keyed("a", 1)))
+    assert not torch.equal(world.draw(rows, keyed("a", 1)), world.draw(rows, keyed("a", 2)))
 
 
-def test_reserved_shapes_go_by_their_nonsense_words() -> None:
-    row = torch.tensor([0, len(SHAPES), 4, 0, 0])
-    assert "zorb" in caption(row, 0)
+@WORLDS
+def test_smaller_pictures_show_the_same(world: World) -> None:
+    rows = world.some(4, keyed("rows"))
+    small, masks = world.draw_masked(rows, keyed("a"), world.side // 2)
+    assert small.shape[-2:] == masks.shape[-2:] == (world.side // 2,) * 2
+    large = world.draw(rows, keyed("a"))
+    shrunk = torch.nn.functional.avg_pool2d(large, 2)
+    assert (small - shrunk).abs().mean() < 0.01
 
 
-def test_pictures_depend_on_nothing_but_the_key() -> None:
-    rows = combinations()[::97]
-    assert torch.equal(draw(rows, keyed("a", 1)), draw(rows, keyed("a", 1)))
-    assert not torch.equal(draw(rows, keyed("a", 1)), draw(rows, keyed("a", 2)))
+@WORLDS
+def test_reserved_shapes_are_drawn_for_the_autoencoder_and_never_combined(world: World) -> None:
+    assert not world.known(world.any_rows(200, keyed("any"))).all()
+    assert world.known(world.some(200, keyed("some"))).all()
 
 
-@pytest.mark.parametrize("outline", OUTLINES)
-def test_an_outline_is_centred_on_its_centroid(outline: str) -> None:
-    middle, radius = torch.tensor([32.0]), torch.tensor([11.0])
-    mask = coverage(outline, middle, middle, radius)[0]
-    pixels = torch.arange(64) + 0.5
-    assert abs(((mask.sum(0) * pixels).sum() / mask.sum()).item() - 32) < 0.2
-    assert abs(((mask.sum(1) * pixels).sum() / mask.sum()).item() - 32) < 0.2
+@WORLDS
+def test_words_are_those_of_captions(world: World) -> None:
+    text = world.caption(world.some(1, keyed("word"))[0], 0)
+    assert set(text.split()) <= set(world.words())
+    assert {"zorb", "flim", "quax", "mipo"} <= set(world.words())
+
+
+def test_blocks_are_all_of_it_in_order() -> None:
+    parts = blocks(torch.arange(7), 3)
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert torch.equal(torch.cat(parts), torch.arange(7))
+
+
+def test_random_numbers_depend_on_the_key_alone() -> None:
+    one, again, other = (torch.rand(2, generator=keyed(*key)) for key in ((1, "a"), (1, "a"), (2,)))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
