@@ -22,7 +22,7 @@ tags:
 ```python
 from datasets import load_dataset
 
-dataset = load_dataset({loader!r}, {arguments})
+dataset = load_dataset("path/of/this/folder", split="train")
 ```
 
 Each row says which values made it (`seed`, `num_inference_steps`, …). Rows that got no picture are
@@ -50,7 +50,5 @@ def card(job: GenerateJob, report: RunReport) -> str:
         if isinstance(model, str)
         else ", ".join(str(e.path or e.model_id) for e in model),
         rejected=f"; {report.rejected} rows were rejected" if report.rejected else "",
-        loader="parquet" if parquet else "webdataset",
-        arguments=f'data_files="data/*{suffix}", split="train"',
         recipe=json.dumps(job.recipe(), indent=2, sort_keys=True),
     )

@@ -1,6 +1,7 @@
 """What can go wrong around the engine; the class decides what happens.
 
 BatchError
+├── JobError         this cluster cannot run the job: nothing is started
 ├── ManifestError    the manifest is not usable: nothing is started
 ├── OutputError      the output belongs to another recipe or manifest: nothing is started
 ├── PictureError     a row's picture cannot be had: the row is rejected
@@ -10,6 +11,10 @@ BatchError
 
 class BatchError(Exception):
     """Anything that this layer refuses, with a message for whoever started the run."""
+
+
+class JobError(BatchError):
+    """A job that asks for workers or a device that the cluster does not have."""
 
 
 class ManifestError(BatchError):

@@ -79,7 +79,10 @@ class Manifest:
         return ManifestFile(name, path, size, rows, footer, schema)
 
     def check(self, passthrough: tuple[str, ...]) -> None:
-        """ManifestError for the first file with a column that is unknown, missing or mistyped."""
+        """ManifestError for the first file with a column that is unknown, missing or mistyped, or
+        if there is no row at all."""
+        if not self.rows:
+            raise ManifestError(f"manifest {self.uri}: has no rows")
         for file in self.files:
             check_columns(file, passthrough)
         for name in passthrough:
@@ -104,7 +107,10 @@ class Manifest:
 
 def find_files(uri: str) -> tuple[fs.FileSystem, str, list[str]]:
     """File system, the folder that names are relative to, and the files' paths, sorted."""
-    file_system, path = open_uri(uri)
+    try:
+        file_system, path = open_uri(uri)
+    except pa.ArrowInvalid as error:
+        raise ManifestError(f"manifest {uri}: {error}") from None
     if any(mark in path for mark in GLOB):
         parts = PurePosixPath(path).parts
         depth = next(i for i, part in enumerate(parts) if any(mark in part for mark in GLOB))
@@ -140,8 +146,10 @@ def check_columns(file: ManifestFile, passthrough: tuple[str, ...]) -> None:
         if name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]!r}? " if near else ""
+            if name.startswith("__index_level_"):
+                hint = "pandas wrote its index: use to_parquet(..., index=False). "
             raise ManifestError(
-                f"{file.path}: column {name!r} is not known; {hint}A column to carry along is "
+                f"{file.path}: column {name!r} is not known. {hint}A column to carry along is "
                 f"declared under passthrough; known are {', '.join(known)}"
             )
     for name in ("prompt", *passthrough):

@@ -79,7 +79,10 @@ def decode(data: bytes, name: str, height: int, width: int) -> Tensor:
                 f"{LARGEST_PICTURE} are allowed"
             )
         return to_pixels(picture, height, width)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UnidentifiedImageError:  # its own words hold an address in memory
+        what = "of a known format" if data else "(it is empty)"
+        raise PictureError(f"{name}: is not a readable picture {what}") from None
+    except (OSError, ValueError, SyntaxError) as error:
         raise PictureError(f"{name}: is not a readable picture: {error}") from None
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name}: {error}") from None

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.errors import OutputError
@@ -23,7 +24,10 @@ class Output:
     """One dataset in one folder, made by one recipe from the files of one manifest."""
 
     def __init__(self, uri: str, kind: str) -> None:
-        self.storage = Storage(uri)
+        try:
+            self.storage = Storage(uri)
+        except pa.ArrowInvalid as error:
+            raise OutputError(f"output {uri}: {error}") from None
         self.suffix = SUFFIX[kind]
 
     def data(self, shard: str) -> str:
@@ -50,8 +54,11 @@ class Output:
     def claim(self, recipe: Mapping[str, Any]) -> None:
         """Write the recipe, or refuse, naming every field that differs from the one written."""
         name = f"{RUN}/recipe.json"
-        if self.storage.create(name, to_json(recipe)):
-            return
+        try:
+            if self.storage.create(name, to_json(recipe)):
+                return
+        except OSError as error:
+            raise OutputError(f"output {self.storage.uri}: cannot be written: {error}") from None
         there = json.loads(self.storage.read(name))
         here = json.loads(to_json(recipe))
         if there != here:
@@ -63,8 +70,15 @@ class Output:
             )
 
     def enrol(self, files: Iterable[ManifestFile]) -> None:
-        """Write down each manifest file once; refuse one that changed since it was planned."""
+        """Write down each manifest file once; refuse one that changed or went since then."""
         known = set(self.storage.names(f"{RUN}/plan"))
+        files = list(files)
+        for base in sorted(known - {f"{digest(file.name)}.json" for file in files}):
+            gone = json.loads(self.storage.read(f"{RUN}/plan/{base}"))["name"]
+            raise OutputError(
+                f"{gone}: {self.storage.uri} was planned from it, and the manifest has it no more. "
+                "Put it back, or take another output"
+            )
         for file in files:
             entry = {"name": file.name, "size": file.size, "rows": file.rows, "footer": file.footer}
             base = f"{digest(file.name)}.json"

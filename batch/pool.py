@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from batch.actor import ShardWorker
-from batch.errors import BatchError, RunFailed
+from batch.errors import BatchError, JobError, RunFailed
 from batch.report import ShardReport
 from batch.shards import Shard
 from flux_engine.errors import EngineError
@@ -226,7 +226,7 @@ def cluster_share(workers: str | int | tuple[int, int], device: str) -> tuple[in
     gpus = 0 if device == "cpu" else int(there.get("GPU", 0))
     cpus = int(there.get("CPU", 1))
     if device == "cuda" and not gpus:
-        raise RunFailed("engine.device is cuda and the cluster has no GPU")
+        raise JobError("engine.device is cuda and the cluster has no GPU")
     match workers:
         case int():
             count = workers
@@ -236,7 +236,7 @@ def cluster_share(workers: str | int | tuple[int, int], device: str) -> tuple[in
             count = gpus or 1
     of, name = (gpus, "GPUs") if gpus else (cpus, "CPUs")
     if count > of:
-        raise RunFailed(f"workers: {count} asked for, and the cluster has {of} {name}")
+        raise JobError(f"workers: {count} asked for, and the cluster has {of} {name}")
     if gpus:
         return count, Resources(gpus=1, cpus=1)
     return count, Resources(gpus=0, cpus=cpus // count)

@@ -50,9 +50,10 @@ def to_parquet(
 
 
 def row_groups(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Rows cut where their pictures reach the size of a row group."""
-    groups: list[list[dict[str, Any]]] = [[]]
-    held = 0
+    """Rows cut where their pictures reach the size of a row group; no rows are no row group, for
+    `datasets` stumbles over an empty one."""
+    groups: list[list[dict[str, Any]]] = []
+    held = ROW_GROUP_BYTES
     for row in rows:
         if held >= ROW_GROUP_BYTES:
             groups.append([])

@@ -26,7 +26,7 @@ def load(schema: type[S], config: Path, changes: Sequence[str]) -> S:
         values = yaml.safe_load(config.read_text())
     except OSError as error:
         raise SchemaError(f"{config}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SchemaError(f"{config}: is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise SchemaError(f"{config}: is not a mapping of names to values")

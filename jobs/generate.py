@@ -14,13 +14,15 @@ from typing import Annotated
 import ray
 import typer
 
-from batch.errors import BatchError, ManifestError, OutputError
+from batch.errors import BatchError, JobError, ManifestError, OutputError
 from batch.manifest import Manifest
 from batch.preview import preview
 from batch.run import checked_plan, run
 from batch.shards import Shard
 from flux_engine.defaults import DEFAULTS, folder_defaults, model_folder
 from flux_engine.errors import CheckpointError, EngineError, SettingError
+from flux_engine.weights.folder import folder_sources
+from flux_engine.weights.source import ModelSource, fetch
 from jobs import cli
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
@@ -32,10 +34,17 @@ logger = logging.getLogger(__name__)
 def resolved(job: GenerateJob) -> GenerateJob:
     """The job with every sampling value that its model's folder or publication decides.
 
-    Also finds out that a folder or a bundled name does not exist. Torch is not needed for it.
+    Also finds out that a folder or a local file is not there. Torch is not needed for it.
     """
     model = job.engine.model
-    values = folder_defaults(model_folder(model)) if isinstance(model, str) else {}
+    values = {}
+    if isinstance(model, str):
+        folder_sources(model_folder(model))
+        values = folder_defaults(model_folder(model))
+    else:
+        for entry in model:
+            if entry.path is not None:
+                fetch(ModelSource(entry.path))
     defaults = ModelDefaults.parse(values, f"{model}/{DEFAULTS}")
     return job.model_copy(update={"sampling": resolve(job.sampling, defaults)})
 
@@ -73,7 +82,7 @@ def work(job: GenerateJob, manifest: Manifest, shards: list[Shard]) -> int:
     """Run the job on Ray and print the last line; the exit status."""
     try:
         report, complete = run(job, manifest, shards, cli.start_ray)
-    except (OutputError, CheckpointError, SettingError) as error:
+    except (JobError, OutputError, CheckpointError, SettingError) as error:
         logger.error(str(error))  # noqa: TRY400
         return cli.REFUSED
     except (BatchError, EngineError) as error:

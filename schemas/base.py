@@ -38,6 +38,8 @@ def describe(schema: type[BaseModel], fault: Mapping[str, Any]) -> str:
         return f"{path}: unknown name; {hint}"
     if fault["type"] == "missing":
         return f"{path}: is missing"
+    if fault["type"] == "value_error":
+        return f"{path}: {fault['ctx']['error']}"
     value = repr(fault.get("input"))
     shown = value if len(value) <= 80 else value[:77] + "..."
     return f"{path}: {fault['msg']} (found {shown})"

@@ -35,7 +35,7 @@ class GenerateJob(Schema):
     def _free_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         ours = set(COLUMNS) | set(ImageRecord.model_fields)
         if taken := sorted(ours.intersection(names)):
-            raise ValueError(f"{', '.join(taken)} are columns of our own and are carried anyway")
+            raise ValueError(f"{', '.join(taken)} are columns of our own")
         if len(set(names)) != len(names):
             raise ValueError("a column is named twice")
         return names

@@ -75,6 +75,15 @@ def test_broken_bytes_are_no_picture(data: bytes) -> None:
         decode(data, "row 3", 16, 16)
 
 
+def test_the_same_bytes_get_the_same_reason() -> None:
+    reasons = set()
+    for _ in range(3):
+        with pytest.raises(PictureError) as caught:
+            decode(b"no picture", "row 3", 16, 16)
+        reasons.add(str(caught.value))
+    assert reasons == {"row 3: is not a readable picture of a known format"}
+
+
 def test_a_bomb_is_refused_before_it_unfolds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media, "LARGEST_PICTURE", 100)
     with pytest.raises(PictureError, match="has 32 × 16 pixels"):

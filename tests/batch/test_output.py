@@ -37,6 +37,21 @@ def test_a_file_that_was_added_is_enrolled(tmp_path: Path, output: Output) -> No
     assert len(output.storage.names("_run/plan")) == 2
 
 
+def test_a_planned_file_that_is_gone_is_refused_by_name(tmp_path: Path, output: Output) -> None:
+    file = Manifest(str(write_manifest(tmp_path / "a.parquet", {"prompt": ["a"]}))).files[0]
+    output.enrol([file, dataclasses.replace(file, name="b.parquet")])
+    with pytest.raises(OutputError, match=r"b\.parquet: .* the manifest has it no more"):
+        output.enrol([file])
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        Output(str(tmp_path / "file"), "parquet").claim({})
+    with pytest.raises(OutputError, match="output s3x://a/b"):
+        Output("s3x://a/b", "parquet")
+
+
 def test_other_weights_are_refused_by_file(output: Output) -> None:
     output.identify({"weights": {"a": "1", "b": "2"}, "versions": {"torch": "1"}})
     output.identify({"weights": {"a": "1", "b": "2"}, "versions": {"torch": "2"}})

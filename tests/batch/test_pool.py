@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from batch.actor import ShardWorker
-from batch.errors import OutputError, RunFailed
+from batch.errors import JobError, OutputError, RunFailed
 from batch.pool import Pool, Resources, cluster_share
 from batch.run import checked_plan
 from schemas.jobs import GenerateJob
@@ -103,9 +103,9 @@ def test_the_cluster_is_shared_out_among_the_workers() -> None:
     assert cluster_share("auto", "auto") == (1, Resources(gpus=0, cpus=cpus))
     assert cluster_share(2, "auto") == (2, Resources(gpus=0, cpus=cpus // 2))
     assert cluster_share((1, 3), "cpu") == (3, Resources(gpus=0, cpus=cpus // 3))
-    with pytest.raises(RunFailed, match="workers: 99 asked for"):
+    with pytest.raises(JobError, match="workers: 99 asked for"):
         cluster_share(99, "auto")
-    with pytest.raises(RunFailed, match="device is cuda and the cluster has no GPU"):
+    with pytest.raises(JobError, match="device is cuda and the cluster has no GPU"):
         cluster_share("auto", "cuda")
 
 
@@ -114,5 +114,5 @@ def test_where_there_are_gpus_each_worker_has_one(monkeypatch: pytest.MonkeyPatc
     assert cluster_share("auto", "auto") == (8, Resources(gpus=1, cpus=1))
     assert cluster_share((2, 4), "cuda") == (4, Resources(gpus=1, cpus=1))
     assert cluster_share("auto", "cpu") == (1, Resources(gpus=0, cpus=32))
-    with pytest.raises(RunFailed, match="9 asked for, and the cluster has 8 GPUs"):
+    with pytest.raises(JobError, match="9 asked for, and the cluster has 8 GPUs"):
         cluster_share(9, "auto")

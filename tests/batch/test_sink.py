@@ -1,11 +1,13 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 
 from batch import sink
 from batch.sink import file_name, to_parquet, to_rejected, to_tar
@@ -73,10 +75,17 @@ def test_pictures_are_not_compressed_again_and_row_groups_are_bounded(
     assert columns["prompt"] == "ZSTD"
 
 
-def test_a_shard_without_a_good_row_is_still_a_file() -> None:
+def test_a_shard_without_a_good_row_is_still_a_file_that_datasets_reads(tmp_path: Path) -> None:
     table = pq.read_table(pa.BufferReader(to_parquet([], LICENCE, "png")))
     assert table.num_rows == 0
     assert "image" in table.schema.names
+    for name, rows in (("a", []), ("b", [(record("a"), {"licence": None})])):
+        (tmp_path / f"{name}.parquet").write_bytes(to_parquet(rows, LICENCE, "png"))
+    files = [str(tmp_path / f"{name}.parquet") for name in "ab"]
+    dataset = load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert dataset["key"] == ["a"]
 
 
 def test_a_tar_has_pictures_beside_their_facts_and_no_trace_of_the_machine() -> None:
