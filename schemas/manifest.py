@@ -2,7 +2,7 @@
 
 import builtins
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, field_validator
 
 from schemas.base import Schema
 from schemas.sampling import (
@@ -51,5 +51,16 @@ class PromptRow(Schema):
     tile_stride: Tile | None = None
     input_image: PictureRef | None = None
 
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _whole(cls, seed: object) -> object:
+        if isinstance(seed, float) and seed >= EXACT:
+            raise ValueError(
+                f"{seed:.0f} came as a float, which has lost its last digits: write the column as "
+                "integers (pandas: Int64)"
+            )
+        return seed
 
+
+EXACT = 2.0**53  # floats hold every integer below it
 COLUMNS = tuple(PromptRow.model_fields)

@@ -21,3 +21,10 @@ def test_an_integer_that_came_as_a_float_is_taken() -> None:
 def test_a_broken_number_is_refused() -> None:
     with pytest.raises(SchemaError, match=r"height: .*integer.*64\.5"):
         PromptRow.parse({"prompt": "a", "height": 64.5})
+
+
+def test_a_seed_that_lost_digits_as_a_float_is_refused() -> None:
+    assert PromptRow.parse({"prompt": "a", "seed": 7.0}).seed == 7
+    assert PromptRow.parse({"prompt": "a", "seed": 2**60 + 1}).seed == 2**60 + 1
+    with pytest.raises(SchemaError, match="seed: 1152921504606846976 came as a float"):
+        PromptRow.parse({"prompt": "a", "seed": float(2**60 + 1)})
