@@ -1,7 +1,8 @@
 """The engine: requests into pictures, stage by stage, each stage in batches of fixed shape.
 
-text → table → denoise → decode. One stage's weights need the card at a time, and a stage serves
-all requests of a call before the next one starts, so that a change of weights is paid once.
+text → table → denoise → decode. A stage serves all requests of a call before the next one starts,
+so that a change of weights is paid once; but where transformer and autoencoder are on the card
+together, pictures are decoded as soon as a batch of them is denoised, and leave early.
 """
 
 import logging
@@ -26,6 +27,21 @@ from flux_engine.vram.residency import Residency
 logger = logging.getLogger(__name__)
 
 Outcome = Generation | RequestError
+Latents = dict[int, tuple[Tensor, int]]  # by number: (Z, H/8, W/8), and the micro-batch it was in
+
+
+class Watch:
+    """Told what is about to be computed, and asked whether to go on. This one only lets work."""
+
+    def at(self, stage: str, rows: Sequence[int]) -> None:
+        """These requests (by number) are next, in this stage."""
+
+    def leaving(self) -> bool:
+        """Asked before each micro-batch: whether to leave it, and all that follow, undone."""
+        return False
+
+
+ONLOOKER = Watch()
 
 
 @dataclass(frozen=True)
@@ -109,9 +125,15 @@ class FluxEngine:
         return [made[i] for i in range(len(requests))]
 
     def each(
-        self, requests: Sequence[GenerationRequest], progress: Progress = plain
+        self,
+        requests: Sequence[GenerationRequest],
+        progress: Progress = plain,
+        watch: Watch = ONLOOKER,
     ) -> Iterator[tuple[int, Outcome]]:
-        """Pairs (index, picture or why not) as they are finished; one row's fault is its own."""
+        """Pairs (index, picture or why not) as they are finished; one row's fault is its own.
+
+        If `watch` says so between two micro-batches, pairs are left out.
+        """
         good: dict[int, GenerationRequest] = {}
         for i, request in enumerate(requests):
             try:
@@ -121,17 +143,22 @@ class FluxEngine:
                 yield i, error
         if not good:
             return
+        watch.at("text", list(good))
         rows = Prepared(good, self._encode_texts(good), self._encode_pictures(good))
-        latents: dict[int, tuple[Tensor, int]] = {}
-        with self.residency.phase("dit"):
+        latents: Latents = {}
+        together = ("dit", "vae") if self.residency.fit("dit", "vae") else ("dit",)
+        with self.residency.phase(*together):
             for bucket, members in self._buckets(good).items():
-                for i, z, batch in self._denoise(bucket, members, rows, progress):
+                for i, z, batch in self._denoise(bucket, members, rows, progress, watch):
                     if torch.isfinite(z).all():
                         latents[i] = (z, batch)
                     else:
                         yield i, NumbersBroke("the latents came out as NaN or infinity")
-        with self.residency.phase("vae"):
-            yield from self._decode(rows, latents)
+                    if "vae" in together:
+                        yield from self._decode(rows, latents, watch, only_full=True)
+        if latents:
+            with self.residency.phase("vae"):
+                yield from self._decode(rows, latents, watch)
 
     def _buckets(self, requests: dict[int, GenerationRequest]) -> dict[Bucket, list[int]]:
         out: dict[Bucket, list[int]] = {}
@@ -158,7 +185,7 @@ class FluxEngine:
         return out
 
     def _denoise(
-        self, bucket: Bucket, members: list[int], rows: Prepared, progress: Progress
+        self, bucket: Bucket, members: list[int], rows: Prepared, progress: Progress, watch: Watch
     ) -> Iterator[tuple[int, Tensor, int]]:
         """Triples (index, latents (Z, H/8, W/8), the micro-batch it was made in)."""
         factor = self.vae.spec.factor
@@ -167,8 +194,9 @@ class FluxEngine:
         rotation = self.dit.rotation(ids).to(self.device)
         size = self.batching.micro_batch(height * width // PATCH**2)
         waiting = list(members)
-        while waiting:
+        while waiting and not watch.leaving():
             real, filled = next(fixed_batches(waiting, size))
+            watch.at("denoise", real)
             z_BZHW = self._micro_batch(bucket, filled, rows, rotation, progress)
             if z_BZHW is None:
                 size //= 2
@@ -231,15 +259,19 @@ class FluxEngine:
         )
 
     def _decode(
-        self, rows: Prepared, latents: dict[int, tuple[Tensor, int]]
+        self, rows: Prepared, latents: Latents, watch: Watch, *, only_full: bool = False
     ) -> Iterator[tuple[int, Outcome]]:
+        """Pictures of these latents, which are used up; or of those that fill a batch."""
         for (height, width, tiling), members in by_picture(latents, rows.requests).items():
             size = self.batching.decode_batch(height, width)
-            for first in range(0, len(members), size):
-                batch = members[first : first + size]
-                pictures = self.pictures.decode([latents[i][0] for i in batch], size, tiling)
-                for i, pixels in zip(batch, pictures, strict=True):
-                    yield i, self._outcome(rows, i, pixels, *latents[i])
+            last = len(members) - len(members) % size if only_full else len(members)
+            for first in range(0, last, size):
+                batch = members[first : min(first + size, last)]
+                watch.at("decode", batch)
+                taken = [latents.pop(i) for i in batch]
+                pictures = self.pictures.decode([z for z, _ in taken], size, tiling)
+                for i, pixels, (z, made_in) in zip(batch, pictures, taken, strict=True):
+                    yield i, self._outcome(rows, i, pixels, z, made_in)
 
     def _outcome(self, rows: Prepared, i: int, pixels: Tensor, z: Tensor, batch: int) -> Outcome:
         if not torch.isfinite(pixels).all():

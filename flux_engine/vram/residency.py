@@ -4,6 +4,7 @@ If all weights fit, all stay. If not, a phase brings in what it names and sends 
 frozen weights have their home on the host and are dropped from the card, never copied back.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -36,14 +37,15 @@ class Residency:
     ) -> None:
         self.models = dict(models)
         self.device = device
+        self.sizes = {name: weight_bytes(model) for name, model in self.models.items()}
+        self.limit = math.inf
         self._here: set[str] = set()
         self._home: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.all_fit = True
         if device.type == "cpu":
-            self.all_fit = True
             return
-        sizes = {name: weight_bytes(model) for name, model in self.models.items()}
-        limit = self._limit(vram_limit)
-        self.all_fit = fits(sizes, limit)
+        sizes, limit = self.sizes, self._limit(vram_limit)
+        self.limit, self.all_fit = limit, fits(sizes, limit)
         largest = max(sizes, key=lambda name: sizes[name])
         if sizes[largest] > limit:
             raise SettingError(
@@ -60,6 +62,10 @@ class Residency:
             return float(free)
         asked = vram_limit * GIB if vram_limit >= 0 else total + vram_limit * GIB
         return float(min(asked, total))
+
+    def fit(self, *names: str) -> bool:
+        """Whether these can be on the card at once."""
+        return fits({name: self.sizes[name] for name in names}, self.limit)
 
     @contextmanager
     def phase(self, *names: str) -> Iterator[None]:

@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flux_engine import FluxEngine, Generation, NumbersBroke, RequestError
 from flux_engine.encode import PictureCoder
-from flux_engine.engine import Outcome
+from flux_engine.engine import Outcome, Watch
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.sampling.schedule import flux_shift
 from tests.conftest import ShapesEngine
@@ -270,3 +270,44 @@ def test_no_call_changes_the_next(engine: FluxEngine) -> None:
     torch.manual_seed(1)
     dict(engine.each([BROKEN, asked(height=80), asked(cfg_scale=2.0)]))
     assert same(engine.generate([asked()])[0], first)
+
+
+class Leaves(Watch):
+    """Writes down what it is told, and leaves before the micro-batch of a given number."""
+
+    def __init__(self, before: int) -> None:
+        self.before, self.asked = before, 0
+        self.told: list[tuple[str, list[int]]] = []
+
+    def at(self, stage: str, rows: Sequence[int]) -> None:
+        self.told.append((stage, list(rows)))
+
+    def leaving(self) -> bool:
+        self.asked += 1
+        return self.asked > self.before
+
+
+def test_pictures_leave_as_soon_as_a_batch_of_them_is_denoised(engine: FluxEngine) -> None:
+    watch = Leaves(99)
+    rows = [asked(f"row {i}", i) for i in range(5)]
+    order = [i for i, _ in engine.each(rows, watch=watch)]
+    assert order == [0, 1, 2, 3, 4]
+    assert watch.told == [
+        ("text", [0, 1, 2, 3, 4]),
+        ("denoise", [0, 1]),
+        ("decode", [0, 1]),
+        ("denoise", [2, 3]),
+        ("decode", [2, 3]),
+        ("denoise", [4]),
+        ("decode", [4]),
+    ]
+
+
+def test_whoever_leaves_between_micro_batches_has_what_was_begun(engine: FluxEngine) -> None:
+    rows = [asked(f"row {i}", i) for i in range(5)]
+    whole = engine.generate(rows)
+    made = dict(engine.each(rows, watch=Leaves(1)))
+    assert sorted(made) == [0, 1]
+    for i, outcome in made.items():
+        assert isinstance(outcome, Generation)
+        assert torch.equal(outcome.pixels, whole[i].pixels)

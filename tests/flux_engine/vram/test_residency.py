@@ -124,8 +124,12 @@ def test_on_the_host_nothing_moves() -> None:
 class Rooms:
     """Stands for a residency in an engine, and writes down which phases are entered."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, roomy: bool) -> None:
+        self.roomy = roomy
         self.phases: list[tuple[str, ...]] = []
+
+    def fit(self, *names: str) -> bool:
+        return self.roomy
 
     def phase(self, *names: str) -> "nullcontext[None]":
         self.phases.append(names)
@@ -136,7 +140,7 @@ def test_the_engine_brings_in_only_whom_it_needs(
     shapes_engine: ShapesEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = shapes_engine()
-    rooms = Rooms()
+    rooms = Rooms(roomy=False)
     monkeypatch.setattr(engine, "residency", rooms)
     first = asked("a prompt that nobody has asked for")
     engine.generate([first])
@@ -145,6 +149,17 @@ def test_the_engine_brings_in_only_whom_it_needs(
     assert rooms.phases[3:] == [("dit",), ("vae",)]  # its text is known
     engine.generate([asked(first.prompt, input_image=torch.zeros(3, 64, 64))])
     assert rooms.phases[5:] == [("vae",), ("dit",), ("vae",)]
+    monkeypatch.setattr(engine, "residency", rooms := Rooms(roomy=True))
+    engine.generate([first] * 4)
+    assert rooms.phases == [("dit", "vae")]  # nothing is left to decode afterwards
+    engine.generate([first] * 3)
+    assert rooms.phases[1:] == [("dit", "vae"), ("vae",)]
+
+
+def test_what_fits_together_is_asked_by_name() -> None:
+    card = residency(40.0, dit=21, t5=9, vae=1)
+    assert not card.fit("dit", "t5", "vae")
+    assert card.fit("dit", "vae")
 
 
 def places(model: nn.Module) -> set[tuple[str, int]]:
