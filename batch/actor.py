@@ -1,101 +1,219 @@
-"""One worker: a shard in, its files written, a small report out. Knows nothing of Ray."""
+"""One worker: a shard in, its files written, a small report out. Knows nothing of Ray.
 
+Up to two shards are in one worker's hands: while the stage computes one, the other is encoded and
+written. One thread alone drives the card.
+"""
+
+import itertools
 import socket
+import threading
 import time
-from typing import Any, Protocol
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
 
-import pyarrow.parquet as pq
-
-from batch.manifest import Row, RowReader
+from batch.crumb import Crumb
+from batch.manifest import RowReader
 from batch.output import Output
-from batch.report import ShardReport
+from batch.parts import Parts
+from batch.publish import publish
+from batch.report import Pulse, ShardReport, State
 from batch.shards import Shard
-from batch.sink import to_parquet, to_rejected, to_tar
+from batch.stages.base import Stage
 from batch.storage import open_uri
+from batch.wishes import Wish, rejected, wishes_of
 from schemas.jobs import GenerateJob
-from schemas.records import ImageRecord, Record, RejectedRecord
+from schemas.records import Record
 
-
-class Stage(Protocol):
-    """What a worker does to rows."""
-
-    fingerprint: dict[str, Any]
-
-    def setup(self) -> None: ...
-    def __call__(self, rows: list[Row], refused: dict[int, str], file: str) -> list[Record]: ...
+Refused = dict[int, str]  # rows that are not to be tried, and why, as "Class: words"
 
 
 class ShardWorker:
     """Reads a shard's rows, hands them to its stage and publishes what comes back."""
 
-    def __init__(self, job: GenerateJob, stage: Stage) -> None:
+    def __init__(self, job: GenerateJob, stage: Stage, crumb: Path | None = None) -> None:
         self.job, self.stage = job, stage
         self.output = Output(job.output, job.format)
         self.reader = RowReader(open_uri(job.manifest)[0])
+        self.reading = threading.Lock()
+        self.card = ThreadPoolExecutor(1, "card")
+        self.watch = Watchman(crumb)
 
     def setup(self) -> None:
         """Load what the stage needs, and refuse an output that other weights have made."""
-        self.stage.setup()
+        self.card.submit(self.stage.setup).result()
         self.output.identify(self.stage.fingerprint)
 
-    def __call__(self, shard: Shard, refused: dict[int, str] | None = None) -> ShardReport:
-        """Make the shard unless it is there. `refused`: rows not to be tried, and why."""
+    def leave(self) -> None:
+        """Begin nothing more: shards in hand end with what is finished of them in parts."""
+        self.watch.asked_to_leave.set()
+
+    def pulse(self) -> Pulse:
+        """What the worker is doing, without waiting for it."""
+        return self.watch.pulse()
+
+    def __call__(
+        self, shard: Shard, refused: Refused | None = None, rows: Sequence[int] | None = None
+    ) -> ShardReport:
+        """Make the shard unless it is there; with `rows`, only their records, into parts."""
         began = time.monotonic()
         if self.output.storage.exists(self.output.data(shard.name)):
             return self._there(shard, began)
-        rows = list(self.reader.read(shard.file, shard.first, shard.rows))
+        wishes = self._wishes(shard)
+        parts = Parts(self.output.storage, shard.name)
         twice = {
             row: f"DuplicateKey: the key stands first in {where}" for row, where in shard.duplicates
         }
-        records = self.stage(rows, twice | (refused or {}), shard.file.name)
-        return self._publish(shard, rows, records, began)
+        self._work(shard, wishes, parts, twice | (refused or {}), rows)
+        if rows is not None or len(parts) < len(wishes):
+            parts.flush()
+            return self._report(shard, began, "part")
+        return self._publish(shard, wishes, parts, began)
 
-    def probe(self, shard: Shard, row: int) -> None:
-        """Try one row and throw the answer away: if the process survives, the row is innocent."""
-        rows = list(self.reader.read(shard.file, row, 1))
-        self.stage(rows, {}, shard.file.name)
+    def _wishes(self, shard: Shard) -> list[Wish]:
+        with self.reading:
+            rows = list(self.reader.read(shard.file, shard.first, shard.rows))
+        return list(wishes_of(shard, rows, self.job.samples_per_row))
+
+    def _work(
+        self,
+        shard: Shard,
+        wishes: Sequence[Wish],
+        parts: Parts,
+        refused: Refused,
+        rows: Sequence[int] | None,
+    ) -> None:
+        """Records for what is wanted and not there yet, into `parts`."""
+        todo = []
+        for wish in wishes:
+            if wish.number in parts or (rows is not None and wish.row.number not in rows):
+                continue
+            if wish.row.number in refused:
+                name, _, reason = refused[wish.row.number].partition(": ")
+                parts.add(wish.number, rejected(wish, shard.file.name, name, reason))
+            else:
+                todo.append(wish)
+        if not todo:
+            return
+        made: SimpleQueue[tuple[Wish, Future[Record]] | None] = SimpleQueue()
+        hand = self.watch.take_in_hand()
+        computing = self.card.submit(self._compute, shard, todo, parts, made)
+        try:
+            while (item := made.get()) is not None:
+                wish, record = item
+                parts.add(wish.number, record.result())
+                self.watch.finished[hand] += 1
+            computing.result()
+        except BaseException:
+            parts.flush()
+            raise
+        finally:
+            del self.watch.finished[hand]
+
+    def _compute(
+        self,
+        shard: Shard,
+        wishes: Sequence[Wish],
+        parts: Parts,
+        made: "SimpleQueue[tuple[Wish, Future[Record]] | None]",
+    ) -> None:
+        """Drive the stage, in the card's thread."""
+        began = time.monotonic()
+        parts.rest()
+        try:
+            for item in self.stage(wishes, shard.file.name, self.watch.over(shard.name)):
+                made.put(item)
+        finally:
+            made.put(None)
+            self.watch.idle(time.monotonic() - began)
 
     def _publish(
-        self, shard: Shard, rows: list[Row], records: list[Record], began: float
+        self, shard: Shard, wishes: Sequence[Wish], parts: Parts, began: float
     ) -> ShardReport:
-        values = [row.values for row in rows for _ in range(self.job.samples_per_row)]
-        good = [
-            (record, {name: carried[name] for name in self.job.passthrough})
-            for record, carried in zip(records, values, strict=True)
-            if isinstance(record, ImageRecord)
-        ]
-        bad = [record for record in records if isinstance(record, RejectedRecord)]
         fields = [shard.file.schema.field(name) for name in self.job.passthrough]
-        storage = self.output.storage
-        # rejects first: the data file is the marker that says a shard is done
-        if bad:
-            storage.replace(self.output.rejected(shard.name), to_rejected(bad))
-        else:
-            storage.remove(self.output.rejected(shard.name))
-        if self.job.format == "webdataset":
-            data: Any = to_tar(good, self.job.image_format)
-        else:
-            data = to_parquet(good, fields, self.job.image_format)
-        published = storage.create(self.output.data(shard.name), data)
-        return self._report(shard, len(good), len(bad), began, published=published)
+        records = parts.records([wish.number for wish in wishes])
+        granted = zip(wishes, records, strict=True)
+        receipt = publish(self.output, shard, granted, fields, self.job.image_format)
+        parts.remove()
+        if receipt is None:
+            return self._there(shard, began)
+        return self._report(shard, began, "published", (receipt.done, receipt.rejected))
 
     def _there(self, shard: Shard, began: float) -> ShardReport:
-        bad = 0
-        name = self.output.rejected(shard.name)
-        if self.output.storage.exists(name):
-            with self.output.storage.open(name) as file:
-                bad = pq.read_metadata(file).num_rows
-        done = shard.rows * self.job.samples_per_row - bad
-        return self._report(shard, done, bad, began, published=False)
+        return self._report(shard, began, "there", self.output.count(shard.name))
 
     def _report(
-        self, shard: Shard, done: int, bad: int, began: float, *, published: bool
+        self, shard: Shard, began: float, state: State, counts: tuple[int, int] = (0, 0)
     ) -> ShardReport:
         return ShardReport(
             shard=shard.name,
-            done=done,
-            rejected=bad,
+            state=state,
+            done=counts[0],
+            rejected=counts[1],
             seconds=time.monotonic() - began,
             host=socket.gethostname(),
-            published=published,
         )
+
+
+@dataclass
+class Watchman:
+    """Knows what the worker is at: for the crumb, for whoever asks, and for how long."""
+
+    path: Path | None
+    asked_to_leave: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.crumb = Crumb(self.path) if self.path else None
+        self.stage, self.since, self.slowest, self.busy = "", time.monotonic(), 0.0, 0.0
+        self.hands = itertools.count()
+        self.finished: dict[int, int] = {}
+
+    def over(self, shard: str) -> "Over":
+        return Over(self, shard)
+
+    def take_in_hand(self) -> int:
+        """A number under which finished records of one shard are counted."""
+        hand = next(self.hands)
+        self.finished[hand] = 0
+        return hand
+
+    def at(self, stage: str, shard: str, wishes: Sequence[Wish]) -> None:
+        self._turn(stage)
+        if self.crumb:
+            self.crumb.write(shard, sorted({wish.row.number for wish in wishes}))
+
+    def idle(self, busy: float) -> None:
+        """The card has nothing to do; it had, for so many seconds."""
+        self._turn("")
+        self.busy += busy
+
+    def _turn(self, stage: str) -> None:
+        now = time.monotonic()
+        if self.stage:
+            self.slowest = max(self.slowest, now - self.since)
+        self.stage, self.since = stage, now
+
+    def pulse(self) -> Pulse:
+        return Pulse(
+            stage=self.stage,
+            seconds=time.monotonic() - self.since if self.stage else 0.0,
+            slowest=self.slowest,
+            busy=self.busy,
+            finished=sum(list(self.finished.values())),
+        )
+
+
+@dataclass(frozen=True)
+class Over:
+    """Listens to the stage while it works on one shard."""
+
+    watchman: Watchman
+    shard: str
+
+    def at(self, stage: str, wishes: Sequence[Wish]) -> None:
+        self.watchman.at(stage, self.shard, wishes)
+
+    def leaving(self) -> bool:
+        return self.watchman.asked_to_leave.is_set()

@@ -5,7 +5,8 @@ BatchError
 ├── ManifestError    the manifest is not usable: nothing is started
 ├── OutputError      the output belongs to another recipe or manifest: nothing is started
 ├── PictureError     a row's picture cannot be had: the row is rejected
-└── RunFailed        workers keep failing: the run stops, a rerun goes on
+├── MachineFault     memory or the card gave out under some rows: they are tried again elsewhere
+└── RunFailed        workers keep failing, or too many rows: the run stops, a rerun goes on
 """
 
 
@@ -27,6 +28,10 @@ class OutputError(BatchError):
 
 class PictureError(BatchError):
     """One row's picture is missing, unreadable, too large, or outside the allowed folders."""
+
+
+class MachineFault(BatchError):
+    """Memory or the card gave out while a worker was at some rows."""
 
 
 class RunFailed(BatchError):

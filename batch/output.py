@@ -1,7 +1,8 @@
 """The output folder: what may already be there, and what a run writes beside the data."""
 
 import json
-from collections.abc import Iterable, Mapping
+import tarfile
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 
 from batch.errors import OutputError
 from batch.manifest import ManifestFile
+from batch.receipt import RECEIPTS, Counted, by_shard
 from batch.shards import digest
 from batch.storage import Storage
 
@@ -41,15 +43,41 @@ class Output:
         names = self.storage.names(DATA)
         return {name.removesuffix(self.suffix) for name in names if name.endswith(self.suffix)}
 
-    def rejects(self, shards: Iterable[str]) -> int:
-        """How many rejected records stand beside these shards."""
-        wanted = set(shards)
-        total = 0
-        for name in self.storage.names(REJECTED):
-            if name.removesuffix(".parquet") in wanted:
-                with self.storage.open(f"{REJECTED}/{name}") as file:
-                    total += pq.read_metadata(file).num_rows
-        return total
+    def counts(self, shards: Set[str]) -> dict[str, tuple[int, int]]:
+        """Pictures and rejects of these finished shards, from their receipts."""
+        found = by_shard(self.storage.names(RECEIPTS))
+        return {
+            shard: self._count(shard, found[shard]) if shard in found else self._recount(shard)
+            for shard in shards
+        }
+
+    def count(self, shard: str) -> tuple[int, int]:
+        return self.counts({shard})[shard]
+
+    def _count(self, shard: str, receipts: list[Counted]) -> tuple[int, int]:
+        told = {(receipt.done, receipt.rejected) for receipt in receipts}
+        return told.pop() if len(told) == 1 else self._recount(shard)
+
+    def _recount(self, shard: str) -> tuple[int, int]:
+        """From the files themselves."""
+        with self.storage.open(self.data(shard)) as file:
+            if self.suffix == ".tar":
+                with tarfile.open(fileobj=file) as tar:
+                    done = len(tar.getnames()) // 2
+            else:
+                done = pq.read_metadata(file).num_rows
+        if not self.storage.exists(self.rejected(shard)):
+            return done, 0
+        with self.storage.open(self.rejected(shard)) as file:
+            return done, pq.read_metadata(file).num_rows
+
+    def rejects(self, shard: str) -> list[dict[str, Any]]:
+        """The rejected records of a shard."""
+        if not self.storage.exists(self.rejected(shard)):
+            return []
+        with self.storage.open(self.rejected(shard)) as file:
+            rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+        return rows
 
     def claim(self, recipe: Mapping[str, Any]) -> None:
         """Write the recipe, or refuse, naming every field that differs from the one written."""
@@ -66,7 +94,7 @@ class Output:
             told = "; ".join(f"{k} was {there.get(k)!r} and is {here.get(k)!r}" for k in fields)
             raise OutputError(
                 f"{self.storage.uri}: was made by another recipe: {told}. Take another output, or "
-                "the old values"
+                "the old values" + ("" if self.finished() else "; nothing is finished in it yet")
             )
 
     def enrol(self, files: Iterable[ManifestFile]) -> None:

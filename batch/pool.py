@@ -1,242 +1,354 @@
 """Ray actors, one to a GPU, kept busy; lost ones replaced. Scheduling and placement are Ray's."""
 
 import logging
-from collections import Counter, deque
+import os
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from batch.actor import ShardWorker
-from batch.errors import BatchError, JobError, RunFailed
-from batch.report import ShardReport
+from batch.actor import Refused, ShardWorker
+from batch.backlog import Backlog, Lease
+from batch.blame import Blame
+from batch.crumb import crumb_path, read_crumb
+from batch.errors import BatchError, MachineFault, RunFailed
+from batch.nodes import alive, ask, resources
+from batch.report import Pulse, ShardReport
 from batch.shards import Shard
+from batch.workers import Share
 from flux_engine.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-LEASES = 2  # in flight a worker: it never waits for the driver
-DEATHS_BEFORE_PROBING = 2
-POLL_S = 0.5
+WORK, TALK = "work", "talk"  # threads of a worker: it can be asked while it works
+LEASES = 2  # in one worker's hands: one is computed while the other is encoded and written
+POLL_S = 0.2
+PULSE_S = 1.0
+LOOK_S = 5.0  # between two looks at the size of the cluster
+DRAIN_S = 55.0  # RAY_JOB_STOP_WAIT_TIME_S is to be more
+FIRST_TIMEOUT_S = 3600.0  # of a micro-batch, as long as none has been timed
+LEAST_TIMEOUT_S = 300.0
+PATIENCE = 20  # times the longest micro-batch so far
 
-MakeWorker = Callable[[], ShardWorker]
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one worker holds of the cluster."""
-
-    gpus: int
-    cpus: int
+MakeWorker = Callable[[Path], ShardWorker]
 
 
 class WorkerProcess:
     """A `ShardWorker` in a process of its own; `ready` loads its engine."""
 
-    def __init__(self, make: MakeWorker, threads: int) -> None:
+    def __init__(self, make: MakeWorker, name: str, threads: int) -> None:
         import torch  # in the worker alone
 
         torch.set_num_threads(threads)
-        self.worker = make()
+        self.worker = make(crumb_path(name))
 
-    def ready(self) -> None:
+    def ready(self) -> str:
         self.worker.setup()
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
-    def work(self, shard: Shard, refused: dict[int, str]) -> ShardReport:
-        return self.worker(shard, refused)
+    def work(self, shard: Shard, refused: Refused, rows: tuple[int, ...] | None) -> ShardReport:
+        return self.worker(shard, refused, rows)
 
-    def probe(self, shard: Shard, row: int) -> None:
-        self.worker.probe(shard, row)
+    def pulse(self) -> Pulse:
+        return self.worker.pulse()
+
+    def leave(self) -> None:
+        self.worker.leave()
 
 
 @dataclass
 class Lane:
-    """One worker and what it has been asked, oldest first; `None` asks it to load its engine."""
+    """One worker and what it has been asked; `node` is known when its engine is loaded."""
 
+    name: str
     actor: ActorHandle[WorkerProcess]
-    leases: deque[tuple[Any, Shard | None]] = field(default_factory=deque)
+    loading: Any
+    alone: bool = False  # takes nothing but rows that are to be tried alone
+    node: str | None = None
+    leases: dict[Any, Lease] = field(default_factory=dict)
+    asked: Any = None  # for a pulse
+    asked_at: float = 0.0
+    pulse: Pulse | None = None
+    hung: bool = False
+
+    def refs(self) -> list[Any]:
+        waits = [self.loading] if self.node is None else list(self.leases)
+        return [*waits, self.asked] if self.asked is not None else waits
 
 
 class Pool:
-    """Keeps `count` workers busy with shards until none is left, or `stop` says so."""
+    """Keeps workers busy with shards until none is left, or `stop` says so.
+
+    `row_timeout`: seconds that one micro-batch may take; None: a rule of those seen so far.
+    """
 
     def __init__(
         self,
         make: MakeWorker,
-        count: int,
-        resources: Resources,
+        share: Share,
         *,
         retries: int,
         stop: Callable[[], bool],
+        row_timeout: float | None = None,
     ) -> None:
-        self.make, self.count, self.resources = make, count, resources
-        self.retries, self.stop = retries, stop
+        self.make, self.share, self.stop = make, share, stop
+        self.retries, self.row_timeout = retries, row_timeout
         self.lost = 0
-        self._queue: deque[Shard] = deque()
-        self._failures: Counter[str] = Counter()
-        self._refused: dict[str, dict[int, str]] = {}
+        self._blame = Blame(retries)
+        self._backlog = Backlog([])
         self._lanes: list[Lane] = []
+        self._wanted = 0
+        self._most = 0  # workers that could have something to do
+        self._looked = -LOOK_S
         self._deaths_while_loading = 0
+        self._slowest = 0.0
+        self._busy_before = 0.0  # of workers that are gone
+
+    @property
+    def loaded(self) -> int:
+        """How many workers have their engine."""
+        return sum(lane.node is not None for lane in self._lanes)
+
+    @property
+    def underway(self) -> int:
+        """Records that are finished in shards that are not reported yet."""
+        return sum(lane.pulse.finished for lane in self._lanes if lane.pulse)
+
+    @property
+    def busy(self) -> float:
+        """Seconds that cards have worked."""
+        return self._busy_before + sum(lane.pulse.busy for lane in self._lanes if lane.pulse)
 
     def run(self, shards: Iterable[Shard]) -> Iterator[ShardReport | None]:
-        """A report for each shard as it is finished, and None whenever nothing happened."""
-        self._queue.extend(shards)
-        self._lanes = [self._lane() for _ in range(min(self.count, len(self._queue)))]
+        """A report for each shard as it is finished, and None whenever nothing happened.
+
+        When told to stop, workers finish the micro-batch they are at and keep what is finished.
+        """
+        self._backlog = Backlog(shards)
+        self._most = self._backlog.pieces
         try:
-            while (self._queue or self._busy()) and not self.stop():
+            while (self._backlog or self._leased()) and not self.stop():
+                self._man()
                 self._lease()
-                refs = [lane.leases[0][0] for lane in self._lanes if lane.leases]
-                done, _ = ray.wait(refs, num_returns=1, timeout=POLL_S)
-                if not done:
-                    yield None
-                for ref in done:
-                    lane = next(x for x in self._lanes if x.leases and x.leases[0][0] == ref)
-                    report = self._answer(lane)
-                    if report is not None:
-                        yield report
+                yield from self._answers(POLL_S)
+                self._look_after()
+            yield from self._drain()
         finally:
             for lane in self._lanes:
                 ray.kill(lane.actor)
 
-    def _busy(self) -> bool:
-        return any(shard for lane in self._lanes for _, shard in lane.leases)
+    def _leased(self) -> bool:
+        return any(lane.leases for lane in self._lanes)
 
-    def _lane(self) -> Lane:
+    def _man(self) -> None:
+        """As many lanes as the cluster has room for and the job wants."""
+        if time.monotonic() - self._looked > LOOK_S:
+            self._looked = time.monotonic()
+            self._wanted = self._wanted_now()
+        while len(self._lanes) < self._wanted:
+            self._lanes.append(self._lane())
+
+    def _wanted_now(self) -> int:
+        return min(self.share.wanted(resources()), self._most)
+
+    def _lane(self, *, alone: bool = False) -> Lane:
+        resources = self.share.resources
+        name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         options = {
-            "num_gpus": self.resources.gpus,
-            "num_cpus": self.resources.cpus,
+            "num_gpus": resources.gpus,
+            "num_cpus": resources.cpus,
             "max_restarts": 0,
             "max_task_retries": 0,
+            "concurrency_groups": {WORK: LEASES, TALK: 1},
         }
-        actor = ray.remote(WorkerProcess).options(**options).remote(self.make, self.resources.cpus)
-        lane = Lane(actor)
-        lane.leases.append((actor.ready.remote(), None))
-        return lane
+        actor = ray.remote(**options)(WorkerProcess).remote(self.make, name, resources.cpus)
+        return Lane(name, actor, actor.ready.options(concurrency_group=WORK).remote(), alone)
 
     def _lease(self) -> None:
         """Breadth first, so that the last shards are spread over all workers."""
+        loaded = [lane for lane in self._lanes if lane.node is not None]
+        if self._backlog.alone and loaded and not any(lane.alone for lane in self._lanes):
+            min(loaded, key=lambda lane: len(lane.leases)).alone = True
+        for lane in loaded:
+            if lane.alone and not lane.leases:
+                lease = self._backlog.take_alone()
+                lane.alone = lease is not None
+                if lease:
+                    self._give(lane, lease)
+        common = [lane for lane in self._lanes if not lane.alone]
+        self._backlog.split(len(common))
         for depth in range(1, LEASES + 1):
-            for lane in self._lanes:
-                held = sum(shard is not None for _, shard in lane.leases)
-                if self._queue and held < depth:
-                    shard = self._queue.popleft()
-                    refused = self._refused.get(shard.name, {})
-                    lane.leases.append((lane.actor.work.remote(shard, refused), shard))
+            for lane in common:
+                idle = sum(not other.leases for other in common)  # those that still load, too
+                if len(lane.leases) >= depth or lane.node is None:
+                    continue
+                if lane.leases and self._backlog.ordinary <= idle:
+                    break
+                if lease := self._backlog.take():
+                    self._give(lane, lease)
 
-    def _answer(self, lane: Lane) -> ShardReport | None:
-        ref, shard = lane.leases.popleft()
+    def _give(self, lane: Lane, lease: Lease) -> None:
+        refused = self._blame.refused.get(lease.shard.name, {})
+        work = lane.actor.work.options(concurrency_group=WORK)
+        lane.leases[work.remote(lease.shard, refused, lease.rows)] = lease
+
+    def _answers(self, patience: float) -> Iterator[ShardReport | None]:
+        """Reports of what has been answered, or one None if nothing has."""
+        refs = [ref for lane in self._lanes for ref in lane.refs()]
+        if not refs:
+            time.sleep(patience)
+            yield None
+            return
+        done, rest = ray.wait(refs, num_returns=1, timeout=patience)
+        if done and rest:
+            more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+            done += more
+        nothing = True
+        for ref in done:
+            lane = next((x for x in self._lanes if ref in x.refs()), None)
+            if lane is None:  # an earlier answer has told that this lane is gone
+                continue
+            report = self._answer(lane, ref)
+            if report is not None:
+                nothing = False
+                yield report
+        if nothing:
+            yield None
+
+    def _answer(self, lane: Lane, ref: Any) -> ShardReport | None:
         try:
-            report: ShardReport | None = ray.get(ref)
+            told = ray.get(ref)
         except RayTaskError as error:
-            self._failed(lane, shard, error)
+            self._failed(lane, ref, error)
             return None
         except RayActorError as error:
-            self._died(lane, shard, error)
+            self._died(lane, error)
             return None
-        self._deaths_while_loading = 0
+        if ref == lane.loading and lane.node is None:
+            lane.node = told
+            self._deaths_while_loading = 0
+            return None
+        if ref == lane.asked:
+            lane.asked, lane.pulse = None, told
+            self._slowest = max(self._slowest, told.slowest)
+            return None
+        lease = lane.leases.pop(ref)
+        if lease.rows is not None and told.state == "part":
+            self._backlog.answered(lease)
+            return None
+        report: ShardReport = told
+        if report.state == "part":  # it leaves
+            self._backlog.give_back(lease)
+        elif lease.rows is not None:  # another run has published the shard
+            self._backlog.answered(lease)
+            return None
         return report
 
-    def _failed(self, lane: Lane, shard: Shard | None, error: RayTaskError) -> None:
+    def _failed(self, lane: Lane, ref: Any, error: RayTaskError) -> None:
         """The worker raised: our own or the user's fault stops the run, else try elsewhere."""
         cause = error.cause if isinstance(error.cause, Exception) else error
-        if shard is None or isinstance(cause, EngineError | BatchError):
+        lease = lane.leases.get(ref)
+        if isinstance(cause, MachineFault) and lease is not None:
+            logger.warning("machine gave out", extra={"shard": lease.shard.name, "why": str(cause)})
+            self._strike(lane, f"MachineFault: {str(cause).partition(':')[0]}, tried alone")
+        elif lease is None or isinstance(cause, EngineError | BatchError):
             raise cause
-        logger.warning("shard failed", extra={"shard": shard.name, "why": repr(cause)})
-        self._again(shard, cause)
+        else:
+            logger.warning("shard failed", extra={"shard": lease.shard.name, "why": repr(cause)})
+            self._blame.failure(lease.shard, cause)
+            self._take_back(lane)
         self._replace(lane)
 
-    def _died(self, lane: Lane, shard: Shard | None, error: RayActorError) -> None:
+    def _died(self, lane: Lane, error: RayActorError) -> None:
         """The worker's process is gone, and all that it had been asked."""
         self.lost += 1
-        logger.warning("worker lost", extra={"shard": shard.name if shard else "(loading)"})
-        if shard is None:
+        told = ", ".join(lease.shard.name for lease in lane.leases.values())
+        logger.warning("worker lost", extra={"had": told or "(loading)"})
+        if error.preempted or (lane.node is not None and lane.node not in alive()):
+            self._take_back(lane)
+        elif lane.node is None:
             self._deaths_while_loading += 1
             if self._deaths_while_loading > self.retries:
                 raise RunFailed(f"workers die while they load the engine: {error}")
-        elif not error.preempted:
-            self._again(shard, error)
-            if self._failures[shard.name] == DEATHS_BEFORE_PROBING:
-                self._probe(shard)
+        elif lane.hung:
+            self._strike(lane, "RowTimeout: it took longer than row_timeout, tried alone")
         else:
-            self._queue.appendleft(shard)
+            self._strike(lane, "WorkerDied: the process died while this row was tried alone")
         self._replace(lane)
 
-    def _again(self, shard: Shard, cause: Exception) -> None:
-        self._failures[shard.name] += 1
-        if self._failures[shard.name] > max(self.retries, DEATHS_BEFORE_PROBING):
-            raise RunFailed(
-                f"shard {shard.name} failed {self._failures[shard.name]} times, last with: {cause}"
-            )
-        self._queue.appendleft(shard)
+    def _strike(self, lane: Lane, why: str) -> None:
+        """Blame the rows that the worker was at, and take back what it had."""
+        assert lane.node is not None
+        leases = list(lane.leases.values())
+        crumb = ask(lane.node, read_crumb, crumb_path(lane.name))
+        if lane.alone and len(leases) == 1 and leases[0].rows is not None:
+            (row,) = leases[0].rows
+            self._blame.refuse(leases[0].shard, row, why)
+            logger.warning("row refused", extra={"shard": leases[0].shard.name, "row": row})
+            lane.leases.clear()
+            self._backlog.answered(leases[0])
+            return
+        self._take_back(lane)
+        shards = {lease.shard.name: lease.shard for lease in leases}
+        for shard in shards.values():
+            suspects = self._blame.death(shard)
+            if crumb and crumb[0] == shard.name:
+                suspects += self._blame.strike(shard, crumb[1])
+            if suspects:
+                logger.warning(
+                    "rows are tried alone", extra={"shard": shard.name, "rows": len(suspects)}
+                )
+                self._backlog.suspect(shard, suspects)
+
+    def _take_back(self, lane: Lane) -> None:
+        for lease in reversed(list(lane.leases.values())):
+            self._backlog.give_back(lease)
+        lane.leases.clear()
 
     def _replace(self, lane: Lane) -> None:
-        waiting = [shard for _, shard in lane.leases if shard is not None]
-        self._queue.extendleft(reversed(waiting))
         ray.kill(lane.actor)
-        self._lanes[self._lanes.index(lane)] = self._lane()
+        if lane.pulse:
+            self._busy_before += lane.pulse.busy
+        self._lanes.remove(lane)
+        self._wanted = self._wanted_now()
+        if len(self._lanes) < self._wanted:
+            self._lanes.append(self._lane(alone=bool(self._backlog.alone)))
 
-    def _probe(self, shard: Shard) -> None:
-        """Try each row of a shard alone, in workers that may die of it, to find who kills."""
-        logger.warning("rows are tried alone", extra={"shard": shard.name, "rows": shard.rows})
-        suspects: dict[int, str] = {}
-        lane = self._loaded_lane()
-        for row in range(shard.first, shard.first + shard.rows):
-            try:
-                wait(lane.actor.probe.remote(shard, row), self.stop)
-            except RayTaskError as error:  # it raised, and will be rejected in the ordinary way
-                logger.info("row raises", extra={"row": row, "why": repr(error.cause)})
-            except RayActorError:
-                self.lost += 1
-                suspects[row] = "WorkerDied: the process died while this row was tried alone"
-                logger.warning("row kills its worker", extra={"shard": shard.name, "row": row})
-                lane = self._loaded_lane()
-            if self.stop():
-                break
-        ray.kill(lane.actor)
-        self._refused[shard.name] = suspects
+    def _look_after(self) -> None:
+        """Ask each worker now and then what it is at; end one that has been at it for too long."""
+        now = time.monotonic()
+        for lane in self._lanes:
+            if lane.node is None or lane.hung:
+                continue
+            silent = now - lane.asked_at if lane.asked is not None else 0.0
+            at_it = lane.pulse.seconds if lane.pulse and lane.pulse.stage else 0.0
+            if max(silent, at_it) > self._patience():
+                logger.warning("worker hangs", extra={"seconds": round(max(silent, at_it))})
+                lane.hung = True
+                ray.kill(lane.actor)
+            elif lane.asked is None and now - lane.asked_at > PULSE_S:
+                lane.asked = lane.actor.pulse.options(concurrency_group=TALK).remote()
+                lane.asked_at = now
 
-    def _loaded_lane(self) -> Lane:
-        """A worker that has its engine: what kills it now is a row."""
-        lane = self._lane()
-        try:
-            wait(lane.leases[0][0], self.stop)
-        except RayActorError as error:
-            raise RunFailed(f"a worker died while it loaded the engine: {error}") from None
-        return lane
+    def _patience(self) -> float:
+        if self.row_timeout is not None:
+            return self.row_timeout
+        if not self._slowest:
+            return FIRST_TIMEOUT_S
+        return max(LEAST_TIMEOUT_S, PATIENCE * self._slowest)
 
-
-def wait(ref: Any, stop: Callable[[], bool]) -> None:
-    """An answer, or the error it ends in; gives up when told to stop."""
-    while not stop():
-        done, _ = ray.wait([ref], timeout=POLL_S)
-        if done:
-            ray.get(ref)
-            return
-
-
-def cluster_share(workers: str | int | tuple[int, int], device: str) -> tuple[int, Resources]:
-    """How many workers, and what each holds: a GPU where the cluster has some, else CPUs.
-
-    `device` is the job's: `cpu` leaves GPUs alone, `cuda` insists on them.
-    """
-    there = ray.cluster_resources()
-    gpus = 0 if device == "cpu" else int(there.get("GPU", 0))
-    cpus = int(there.get("CPU", 1))
-    if device == "cuda" and not gpus:
-        raise JobError("engine.device is cuda and the cluster has no GPU")
-    match workers:
-        case int():
-            count = workers
-        case (low, high):
-            count = min(max(low, gpus or cpus), high)
-        case _:
-            count = gpus or 1
-    of, name = (gpus, "GPUs") if gpus else (cpus, "CPUs")
-    if count > of:
-        raise JobError(f"workers: {count} asked for, and the cluster has {of} {name}")
-    if gpus:
-        return count, Resources(gpus=1, cpus=1)
-    return count, Resources(gpus=0, cpus=cpus // count)
+    def _drain(self) -> Iterator[ShardReport | None]:
+        """Let the workers keep what is finished of what they have in hand."""
+        began = time.monotonic()
+        for lane in self._lanes:
+            if lane.leases:
+                lane.actor.leave.options(concurrency_group=TALK).remote()
+        while self._leased() and time.monotonic() - began < DRAIN_S:
+            yield from self._answers(POLL_S)

@@ -1,8 +1,26 @@
 """What became of a shard, and of a run."""
 
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+SHARE_FROM = 100  # pictures
+SHARDS_TOLD = 10_000
+
+# published: by this worker; there: another run was first; part: some of its rows are kept in parts
+State = Literal["published", "there", "part"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulse:
+    """What a worker is at: the stage of a micro-batch and for how long, the longest one so far,
+    seconds that the card has worked, and records finished in shards that are not reported yet."""
+
+    stage: str
+    seconds: float
+    slowest: float
+    busy: float
+    finished: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,11 +28,11 @@ class ShardReport:
     """Small, and the only thing that travels from a worker to the driver."""
 
     shard: str
+    state: State
     done: int
     rejected: int
     seconds: float
     host: str
-    published: bool  # False: another run had published the shard first
 
 
 @dataclass
@@ -26,26 +44,45 @@ class RunReport:
     rejected: int = 0
     skipped: int = 0
     lost_workers: int = 0
+    busy_seconds: float = 0.0  # of all cards together
     started: float = field(default_factory=time.time)
     shards: list[ShardReport] = field(default_factory=list)
 
     def add(self, report: ShardReport) -> None:
-        self.shards.append(report)
-        self.done += report.done
-        self.rejected += report.rejected
+        """Count a shard; one of which only a part is kept is counted when it is whole."""
+        if report.state != "part":
+            self.shards.append(report)
+            self.done += report.done
+            self.rejected += report.rejected
+
+    def over(self, most: float | None) -> bool:
+        """Whether more is rejected than a job allows: a number, or below 1 a share of what is
+        finished, looked at from a hundred on."""
+        if most is None:
+            return False
+        if most >= 1:
+            return self.rejected > most
+        return self.finished >= SHARE_FROM and self.rejected > most * self.finished
 
     @property
     def finished(self) -> int:
         return self.done + self.rejected
 
-    def line(self, now: float) -> str:
-        """Progress in words: rows done of total, rows a second, rejected, time left."""
+    def line(self, now: float, underway: int = 0) -> str:
+        """Progress in words: rows done of total, rows a second, rejected, time left. `underway`
+        are finished in shards that are not."""
         seconds = max(now - self.started, 1e-9)
-        rate = (self.finished - self.skipped) / seconds
-        left = f"{(self.rows - self.finished) / rate:.0f} s left" if rate else "time left unknown"
-        count = f"{self.finished} of {self.rows} rows, {rate:.2f} rows/s"
+        finished = self.finished + underway
+        rate = (finished - self.skipped) / seconds
+        left = f"{(self.rows - finished) / rate:.0f} s left" if rate else "time left unknown"
+        count = f"{finished} of {self.rows} rows, {rate:.2f} rows/s"
         return f"{count}, {self.rejected} rejected, {left}"
 
     def as_json(self, state: str) -> dict[str, Any]:
-        """For `_run/reports/`: what differs between runs belongs here and nowhere else."""
-        return asdict(self) | {"state": state, "ended": time.time()}
+        """For `_run/reports/`: what differs between runs belongs here and nowhere else. The shards
+        one by one when the run has ended, unless they are very many."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "shards"}
+        told |= {"state": state, "written": time.time(), "finished_shards": len(self.shards)}
+        if state != "running" and len(self.shards) <= SHARDS_TOLD:
+            told["shards"] = [asdict(shard) for shard in self.shards]
+        return told

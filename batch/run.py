@@ -4,16 +4,21 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from batch.actor import ShardWorker
 from batch.card import card
+from batch.errors import JobError, RunFailed
 from batch.manifest import Manifest
-from batch.output import RUN, Output, to_json
+from batch.nodes import alive, blind, resources
+from batch.output import REJECTED, RUN, Output, to_json
 from batch.page import page
-from batch.pool import MakeWorker, Pool, cluster_share
+from batch.pool import MakeWorker, Pool
 from batch.report import RunReport
-from batch.shards import Shard, count_rows, plan
+from batch.retry import retry_of, turns
+from batch.shards import Shard, plan
+from batch.workers import share_of
 from schemas.jobs import GenerateJob
 
 logger = logging.getLogger(__name__)
@@ -29,10 +34,10 @@ class WorkerFactory:
     def __init__(self, job: GenerateJob, roots: tuple[str, ...]) -> None:
         self.job, self.roots = job, roots
 
-    def __call__(self) -> ShardWorker:
+    def __call__(self, crumb: Path) -> ShardWorker:
         from batch.stages.generate import GenerateStage  # with it comes torch: not in the driver
 
-        return ShardWorker(self.job, GenerateStage(self.job, self.roots))
+        return ShardWorker(self.job, GenerateStage(self.job, self.roots), crumb)
 
 
 def checked_plan(job: GenerateJob) -> tuple[Manifest, list[Shard]]:
@@ -48,6 +53,8 @@ def run(
     shards: list[Shard],
     start: Callable[[], Stop],
     factory: Callable[[GenerateJob, tuple[str, ...]], MakeWorker] = WorkerFactory,
+    *,
+    retry_rejected: bool = False,
 ) -> tuple[RunReport, bool]:
     """Work until the dataset is complete or somebody says stop; the report, and whether it is.
 
@@ -61,23 +68,69 @@ def run(
     output.storage.sweep()
     output.storage.replace(f"{RUN}/job.json", to_json(job.model_dump(mode="json")))
 
-    finished = output.finished()
-    there = [shard for shard in shards if shard.name in finished]
-    todo = [shard for shard in shards if shard.name not in finished]
-    report = RunReport(rows=count_rows(shards) * job.samples_per_row)
-    report.rejected = output.rejects(shard.name for shard in there)
-    report.skipped = count_rows(there) * job.samples_per_row
-    report.done = report.skipped - report.rejected
+    report, todo = left_to_do(job, output, shards, retry_rejected=retry_rejected)
     if todo:
         stop = start()
+        check_nodes(output)
         name = f"{RUN}/reports/{run_name()}.json"
-        count, resources = cluster_share(job.workers, job.engine.device)
-        make = factory(placed(job, resources.gpus), (manifest.root, *job.picture_roots))
-        pool = Pool(make, count, resources, retries=job.shard_retries, stop=stop)
-        watch(pool, todo, report, lambda state: write_report(output, name, report, state))
+        share = share_of(resources(), job.workers, job.engine.device)
+        make = factory(placed(job, share.resources.gpus), (manifest.root, *job.picture_roots))
+        pool = Pool(make, share, retries=job.shard_retries, stop=stop, row_timeout=job.row_timeout)
+        watch(pool, todo, report, job, lambda state: write_report(output, name, report, state))
     complete = report.finished == report.rows
     publish(job, output, report)
     return report, complete
+
+
+def left_to_do(
+    job: GenerateJob, output: Output, shards: list[Shard], *, retry_rejected: bool
+) -> tuple[RunReport, list[Shard]]:
+    """What stands in the output, counted, and the shards that are to be made."""
+    published = turns(output.finished())
+    counts = output.counts({name for names in published.values() for name in names})
+    report = RunReport(rows=sum(shard.pictures(job.samples_per_row) for shard in shards))
+    todo: list[Shard] = []
+    for shard in shards:
+        names = published.get(shard.name)
+        if names is None:
+            todo.append(shard)
+            continue
+        done, rejected = sum(counts[name][0] for name in names), counts[names[-1]][1]
+        if retry_rejected and rejected and (again := retry(output, shard, names[-1])):
+            todo.append(again)
+            rejected -= len(again.only)
+        report.done += done
+        report.rejected += rejected
+        report.skipped += done + rejected
+    tidy(output, published)
+    return report, todo
+
+
+def retry(output: Output, shard: Shard, last: str) -> Shard | None:
+    told = [(row["row"], row["sample"], row["error"]) for row in output.rejects(last)]
+    return retry_of(shard, last, told)
+
+
+def tidy(output: Output, published: dict[str, list[str]]) -> None:
+    """Take away rejects whose rows were tried again: the process that should have was killed."""
+    outdated = {f"{name}.parquet" for names in published.values() for name in names[:-1]}
+    for name in outdated.intersection(output.storage.names(REJECTED) if outdated else []):
+        output.storage.remove(f"{REJECTED}/{name}")
+
+
+def check_nodes(output: Output) -> None:
+    """JobError if the output is on a disk that some node does not see."""
+    if not output.storage.local or len(alive()) < 2:
+        return
+    name = f"{RUN}/tmp/probe-{uuid.uuid4().hex}.part"
+    output.storage.replace(name, b"is it there?")
+    blinded = blind(Path(output.storage.path(name)))
+    output.storage.remove(name)
+    if blinded:
+        raise JobError(
+            f"output {output.storage.uri}: is not seen on {', '.join(blinded)}. With several nodes "
+            "it must be in a folder that all of them share, or on object storage"
+        )
 
 
 def placed(job: GenerateJob, gpus: int) -> GenerateJob:
@@ -86,7 +139,13 @@ def placed(job: GenerateJob, gpus: int) -> GenerateJob:
     return job.model_copy(update={"engine": engine})
 
 
-def watch(pool: Pool, todo: list[Shard], report: RunReport, write: Callable[[str], None]) -> None:
+def watch(
+    pool: Pool,
+    todo: Iterable[Shard],
+    report: RunReport,
+    job: GenerateJob,
+    write: Callable[[str], None],
+) -> None:
     """Drive the pool, count its reports and say every few seconds how far it is."""
     write("running")
     spoken = time.time()
@@ -95,14 +154,19 @@ def watch(pool: Pool, todo: list[Shard], report: RunReport, write: Callable[[str
         for answer in pool.run(todo):
             if answer is not None:
                 report.add(answer)
-            report.lost_workers = pool.lost
+            report.lost_workers, report.busy_seconds = pool.lost, pool.busy
+            if report.over(job.max_rejected):
+                raise RunFailed(
+                    f"{report.rejected} of {report.finished} pictures were rejected, and "
+                    f"max_rejected is {job.max_rejected:g}; rejected/ says why"
+                )
             if time.time() - spoken >= PROGRESS_S:
                 spoken = time.time()
-                logger.info(report.line(spoken))
+                logger.info(report.line(spoken, pool.underway))
                 write("running")
         state = "finished" if report.finished == report.rows else "stopped"
     finally:
-        report.lost_workers = pool.lost
+        report.lost_workers, report.busy_seconds = pool.lost, pool.busy
         logger.info(report.line(time.time()))
         write(state)
 

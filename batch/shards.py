@@ -18,7 +18,8 @@ class Shard:
     """Rows `first` … `first + rows − 1` of `file`.
 
     `name` is unique to (file's name, size and footer; row range; recipe). `duplicates` says which
-    rows repeat the key of an earlier row, and where that is.
+    rows repeat the key of an earlier row, and where that is. `only`: some pairs (row, sample) of
+    these rows and no others, as in a shard that tries rejected ones again.
     """
 
     name: str
@@ -26,6 +27,11 @@ class Shard:
     first: int
     rows: int
     duplicates: tuple[tuple[int, str], ...] = ()
+    only: tuple[tuple[int, int], ...] = ()
+
+    def pictures(self, samples: int) -> int:
+        """How many are asked for, at so many samples a row."""
+        return len(self.only) or self.rows * samples
 
 
 def digest(value: Any) -> str:

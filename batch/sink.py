@@ -3,8 +3,8 @@
 import io
 import json
 import tarfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -24,21 +24,25 @@ def file_name(record: ImageRecord, kind: str) -> str:
     return f"{quote(record.key, safe='').replace('.', '%2E')}-{record.sample}.{FILE_SUFFIX[kind]}"
 
 
-def to_parquet(
-    records: Sequence[tuple[ImageRecord, Carried]], passthrough: list[pa.Field], kind: str
-) -> pa.Buffer:
-    """Image records as one Parquet file, in the order given; pictures are not compressed again."""
+def write_parquet(
+    file: BinaryIO,
+    records: Iterable[tuple[ImageRecord, Carried]],
+    passthrough: list[pa.Field],
+    kind: str,
+) -> int:
+    """Image records as one Parquet file, in the order given; how many there were. Pictures are not
+    compressed again."""
     schema = image_schema(passthrough)
-    rows = [
+    plain = [name for name in schema.names if name != "image"]
+    rows = (
         record.model_dump()
         | carried
         | {"image": {"bytes": record.image, "path": file_name(record, kind)}}
         for record, carried in records
-    ]
-    out = pa.BufferOutputStream()
-    plain = [name for name in schema.names if name != "image"]
+    )
+    count = 0
     with pq.ParquetWriter(
-        out,
+        file,
         schema,
         compression={**dict.fromkeys(plain, "zstd"), "image.bytes": "none", "image.path": "zstd"},
         use_dictionary=plain,
@@ -46,21 +50,23 @@ def to_parquet(
     ) as writer:
         for group in row_groups(rows):
             writer.write_table(pa.Table.from_pylist(group, schema))
-    return out.getvalue()
+            count += len(group)
+    return count
 
 
-def row_groups(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Rows cut where their pictures reach the size of a row group; no rows are no row group, for
     `datasets` stumbles over an empty one."""
-    groups: list[list[dict[str, Any]]] = []
-    held = ROW_GROUP_BYTES
+    group: list[dict[str, Any]] = []
+    held = 0
     for row in rows:
-        if held >= ROW_GROUP_BYTES:
-            groups.append([])
-            held = 0
-        groups[-1].append(row)
+        group.append(row)
         held += len(row["image"]["bytes"])
-    return groups
+        if held >= ROW_GROUP_BYTES:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def to_rejected(records: Sequence[RejectedRecord]) -> pa.Buffer:
@@ -70,10 +76,11 @@ def to_rejected(records: Sequence[RejectedRecord]) -> pa.Buffer:
     return out.getvalue()
 
 
-def to_tar(records: Sequence[tuple[ImageRecord, Carried]], kind: str) -> bytes:
-    """Image records as a WebDataset tar: `<key>.png` and `<key>.json`, times and owners fixed."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+def write_tar(file: BinaryIO, records: Iterable[tuple[ImageRecord, Carried]], kind: str) -> int:
+    """Image records as a WebDataset tar, `<key>.png` and `<key>.json`, times and owners fixed; how
+    many there were."""
+    count = 0
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for record, carried in records:
             name = file_name(record, kind)
             told = record.model_dump(exclude={"image"}) | carried
@@ -85,4 +92,5 @@ def to_tar(records: Sequence[tuple[ImageRecord, Carried]], kind: str) -> bytes:
                 info = tarfile.TarInfo(member)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-    return out.getvalue()
+            count += 1
+    return count

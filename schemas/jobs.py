@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from schemas.base import Schema
 from schemas.engine import EngineConfig
@@ -27,6 +27,8 @@ class GenerateJob(Schema):
     passthrough: tuple[str, ...] = ()
     picture_roots: tuple[str, ...] = ()
     shard_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    max_rejected: Annotated[float, Field(ge=0.0)] | None = None
+    row_timeout: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
     engine: EngineConfig = EngineConfig()
     sampling: Sampling = Sampling()
 
@@ -59,6 +61,8 @@ NOT_IN_RECIPE = (
     "workers",
     "picture_roots",
     "shard_retries",
+    "max_rejected",
+    "row_timeout",
     "engine.device",
     "engine.vram_limit",
 )

@@ -17,7 +17,7 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 DOORS = {
-    "ray": {"batch/pool.py", "jobs/cli.py", "jobs/generate.py"},
+    "ray": {"batch/nodes.py", "batch/pool.py", "jobs/cli.py", "jobs/generate.py"},
     "transformers": {"flux_engine/models/text.py", "shapes/text.py", "shapes/vocabulary.py"},
     "safetensors": {
         "flux_engine/weights/reader.py",

@@ -3,42 +3,38 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
-from batch.errors import PictureError
-from batch.manifest import Row
+from batch.encoders import Encoders
+from batch.errors import MachineFault, PictureError
 from batch.media import Pictures, to_bytes
+from batch.stages.base import Listener
+from batch.wishes import Wish, rejected
 from flux_engine.assembly import engine_of
-from flux_engine.engine import Outcome
+from flux_engine.engine import Outcome, Watch
 from flux_engine.errors import RequestError
 from flux_engine.request import Generation, GenerationRequest
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
-from schemas.records import ImageRecord, Record, RejectedRecord
+from schemas.records import ImageRecord, Record
 from schemas.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 
-ENCODE_THREADS = 2
 CHUNK = 128  # pictures that go through the engine together; bounds what is held in memory
 
 
 class Engine(Protocol):
     """What this stage needs of an engine."""
 
-    def each(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Outcome]]: ...
-
-
-@dataclass(frozen=True)
-class Wish:
-    """One picture to make: a row, and which of its samples."""
-
-    row: Row
-    sample: int
+    def each(
+        self, requests: Sequence[GenerationRequest], *, watch: Watch
+    ) -> Iterator[tuple[int, Outcome]]: ...
 
 
 @dataclass(frozen=True)
@@ -50,12 +46,26 @@ class Asked:
     sampling: Sampling
 
 
+class Listening(Watch):
+    """Passes on what the engine says of its requests as what it says of their wishes."""
+
+    def __init__(self, asked: Sequence[Asked], listener: Listener) -> None:
+        self.asked, self.listener = asked, listener
+
+    def at(self, stage: str, rows: Sequence[int]) -> None:
+        self.listener.at(stage, [self.asked[i].wish for i in rows])
+
+    def leaving(self) -> bool:
+        return self.listener.leaving()
+
+
 class GenerateStage:
-    """A shard's rows into records, in the order of the rows; each row fails alone."""
+    """Wishes into records, as they are finished; each row fails alone."""
 
     def __init__(self, job: GenerateJob, roots: tuple[str, ...]) -> None:
         self.job = job
         self.pictures = Pictures(roots)
+        self.encoders = Encoders()
         self.engine: Engine
         self.fingerprint: dict[str, Any]
 
@@ -64,77 +74,72 @@ class GenerateStage:
         engine, self.fingerprint = engine_of(self.job.engine)
         self.engine = engine
 
-    def __call__(self, rows: Sequence[Row], refused: dict[int, str], file: str) -> list[Record]:
-        """One record for each sample of each row. `refused` says, by row number, which rows are
-        not to be tried, and why."""
-        wishes = [Wish(row, i) for row in rows for i in range(self.job.samples_per_row)]
-        return [
-            record
-            for first in range(0, len(wishes), CHUNK)
-            for record in self._chunk(wishes[first : first + CHUNK], refused, file)
-        ]
+    def __call__(
+        self, wishes: Sequence[Wish], file: str, listener: Listener
+    ) -> Iterator[tuple[Wish, Future[Record]]]:
+        """Each wish with the record that it will have; some are left out if the listener leaves.
 
-    def _chunk(self, wishes: list[Wish], refused: dict[int, str], file: str) -> list[Record]:
-        records: dict[int, Record] = {}
-        asked: dict[int, Asked] = {}
-        for n, wish in enumerate(wishes):
+        MachineFault if memory or the card gives out.
+        """
+        try:
+            for first in range(0, len(wishes), CHUNK):
+                yield from self._chunk(wishes[first : first + CHUNK], file, listener)
+        except MACHINE_FAULTS as error:
+            raise MachineFault(f"{type(error).__name__}: {error}") from None
+
+    def _chunk(
+        self, wishes: Sequence[Wish], file: str, listener: Listener
+    ) -> Iterator[tuple[Wish, Future[Record]]]:
+        asked = []
+        listener.at("read", wishes)
+        for wish in wishes:
             try:
-                if wish.row.number in refused:
-                    name, _, reason = refused[wish.row.number].partition(": ")
-                    records[n] = rejected(wish, file, name, reason)
-                else:
-                    asked[n] = self._ask(wish)
+                asked.append(self._ask(wish))
             except (SchemaError, PictureError) as error:
-                records[n] = rejected(wish, file, type(error).__name__, str(error))
-        encoding: dict[int, tuple[Generation, Future[bytes]]] = {}
-        with ThreadPoolExecutor(ENCODE_THREADS) as encoders:
-            for n, outcome in self._outcomes(asked):
-                if isinstance(outcome, Generation):
-                    encoding[n] = without_tensors(outcome), encoders.submit(self._encode, outcome)
-                else:
-                    records[n] = rejected(wishes[n], file, type(outcome).__name__, str(outcome))
-            for n, (made, image) in encoding.items():
-                records[n] = self._record(asked[n], made, image.result())
-        return [records[n] for n in range(len(wishes))]
+                yield wish, done(rejected(wish, file, type(error).__name__, str(error)))
+        for one, outcome in self._outcomes(asked, listener):
+            if isinstance(outcome, Generation):
+                size = outcome.pixels.numel() * outcome.pixels.element_size()
+                yield one.wish, self.encoders.submit(size, partial(self._record, one, outcome))
+            else:
+                name = type(outcome).__name__
+                yield one.wish, done(rejected(one.wish, file, name, str(outcome)))
 
-    def _encode(self, made: Generation) -> bytes:
-        return to_bytes(made.pixels, self.job.image_format, self.job.image_quality)
-
-    def _outcomes(self, asked: dict[int, Asked]) -> Iterator[tuple[int, Outcome]]:
+    def _outcomes(self, asked: list[Asked], listener: Listener) -> Iterator[tuple[Asked, Outcome]]:
         """All at once; if that raises, the unfinished ones one by one: the culprit falls alone.
 
         Batches have one fixed shape, so a row on its own comes out as it would among others.
         """
-        numbers = list(asked)
         finished: set[int] = set()
         try:
-            for i, outcome in self.engine.each([asked[n].request for n in numbers]):
-                finished.add(numbers[i])
-                yield numbers[i], outcome
+            requests = [one.request for one in asked]
+            for i, outcome in self.engine.each(requests, watch=Listening(asked, listener)):
+                finished.add(i)
+                yield asked[i], outcome
         except MACHINE_FAULTS:
             raise
         except Exception as error:  # noqa: BLE001  a row's fault until it is shown to be everyone's
-            alone = [n for n in numbers if n not in finished]
+            alone = [one for i, one in enumerate(asked) if i not in finished]
             logger.warning(
                 "rows are tried one by one", extra={"rows": len(alone), "why": repr(error)}
             )
-            yield from self._one_by_one({n: asked[n] for n in alone}, error)
+            yield from self._one_by_one(alone, error, listener)
 
     def _one_by_one(
-        self, asked: dict[int, Asked], first: Exception
-    ) -> Iterator[tuple[int, Outcome]]:
-        faults: dict[int, RowRaised] = {}
-        for n, one in asked.items():
+        self, asked: list[Asked], first: Exception, listener: Listener
+    ) -> Iterator[tuple[Asked, Outcome]]:
+        faults: list[tuple[Asked, RowRaised]] = []
+        for one in asked:
             try:
-                for _, outcome in self.engine.each([one.request]):
-                    yield n, outcome
+                for _, outcome in self.engine.each([one.request], watch=Listening([one], listener)):
+                    yield one, outcome
             except MACHINE_FAULTS:
                 raise
             except Exception as error:  # noqa: BLE001
-                faults[n] = RowRaised(f"{type(error).__name__}: {error}")
+                faults.append((one, RowRaised(f"{type(error).__name__}: {error}")))
         if len(faults) == len(asked) > 1:
             raise first  # no row is to blame
-        yield from faults.items()
+        yield from faults
 
     def _ask(self, wish: Wish) -> Asked:
         row = wish.row
@@ -150,19 +155,18 @@ class GenerateStage:
         request = GenerationRequest(prompt=row.parsed.prompt, **values)
         return Asked(wish, request, sampling)
 
-    def _record(self, asked: Asked, made: Generation, image: bytes) -> ImageRecord:
+    def _record(self, asked: Asked, made: Generation) -> Record:
         used = asked.sampling.model_dump() | {
             "seed": asked.request.seed,
             "sigma_shift": made.sigma_shift,
             "micro_batch": made.micro_batch,
             "tokens_dropped": made.tokens_dropped,
         }
-        row = asked.wish.row
         return ImageRecord(
-            key=row.key,
+            key=asked.wish.row.key,
             sample=asked.wish.sample,
             prompt=asked.request.prompt,
-            image=image,
+            image=to_bytes(made.pixels, self.job.image_format, self.job.image_quality),
             **used,
         )
 
@@ -174,22 +178,11 @@ class RowRaised(RequestError):
 MACHINE_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
 
 
-def without_tensors(made: Generation) -> Generation:
-    """The same facts without the picture, so that a chunk's pictures are not held twice."""
-    return replace(made, pixels=torch.empty(0), latents=torch.empty(0))
-
-
-def rejected(wish: Wish, file: str, error: str, reason: str) -> RejectedRecord:
-    prompt = wish.row.values.get("prompt")
-    return RejectedRecord(
-        key=wish.row.key,
-        sample=wish.sample,
-        manifest_file=file,
-        row=wish.row.number,
-        error=error,
-        reason=reason,
-        prompt=prompt[:1000] if isinstance(prompt, str) else None,
-    )
+def done(record: Record) -> Future[Record]:
+    """A record that need not be waited for."""
+    future: Future[Record] = Future()
+    future.set_result(record)
+    return future
 
 
 def seed_of(key: str, seed: int | None, sample: int) -> int:

@@ -13,12 +13,13 @@ import torch
 
 from batch.actor import ShardWorker
 from batch.stages.generate import GenerateStage
-from flux_engine.engine import Outcome
+from flux_engine.engine import ONLOOKER, Outcome, Watch
 from flux_engine.errors import NumbersBroke
 from flux_engine.request import Generation, GenerationRequest
 from schemas.jobs import GenerateJob
 
 SIDE = 16
+MICRO_BATCH = 4
 
 
 def write_manifest(path: Path, columns: dict[str, Any], **kwargs: Any) -> Path:
@@ -48,34 +49,46 @@ def job(tmp_path: Path, manifest: Path, **values: Any) -> GenerateJob:
 
 
 class Painter:
-    """Colours by seed. A prompt may ask it to raise, to die, to break or to take its time."""
+    """Colours by seed, in micro-batches. A prompt may ask it to raise, to die, to break, to hang,
+    to run out of memory or to take its time."""
 
-    def each(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Outcome]]:
-        for i, request in enumerate(requests):
-            if request.prompt.startswith("sleep "):
-                time.sleep(float(request.prompt.split()[1]))
-            match request.prompt:
-                case "raise":
-                    raise ValueError("cannot paint this")
-                case "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                case "nan":
-                    yield i, NumbersBroke("the pixels came out as NaN or infinity")
-                    continue
-            generator = torch.Generator().manual_seed(request.seed)
-            pixels = torch.rand(3, request.height, request.width, generator=generator) * 2 - 1
-            if request.input_image is not None:
-                pixels = request.input_image
-            yield (
-                i,
-                Generation(
-                    pixels=pixels,
-                    latents=torch.zeros(1),
-                    sigma_shift=1.0,
-                    micro_batch=4,
-                    tokens_dropped=0,
-                ),
-            )
+    def each(
+        self, requests: Sequence[GenerationRequest], *, watch: Watch = ONLOOKER
+    ) -> Iterator[tuple[int, Outcome]]:
+        for first in range(0, len(requests), MICRO_BATCH):
+            batch = range(first, min(first + MICRO_BATCH, len(requests)))
+            if watch.leaving():
+                return
+            watch.at("denoise", batch)
+            for i in batch:
+                yield i, self.paint(requests[i])
+
+    def paint(self, request: GenerationRequest) -> Outcome:
+        word, _, number = request.prompt.partition(" ")
+        match word:
+            case "sleep":
+                time.sleep(float(number))
+            case "hang":
+                time.sleep(3600)
+            case "raise":
+                raise ValueError("cannot paint this")
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hog":
+                raise MemoryError
+            case "nan":
+                return NumbersBroke("the pixels came out as NaN or infinity")
+        generator = torch.Generator().manual_seed(request.seed)
+        pixels = torch.rand(3, request.height, request.width, generator=generator) * 2 - 1
+        if request.input_image is not None:
+            pixels = request.input_image
+        return Generation(
+            pixels=pixels,
+            latents=torch.zeros(1),
+            sigma_shift=1.0,
+            micro_batch=MICRO_BATCH,
+            tokens_dropped=0,
+        )
 
 
 class PainterStage(GenerateStage):
@@ -94,8 +107,8 @@ class PainterFactory:
     def __init__(self, job: GenerateJob, roots: tuple[str, ...]) -> None:
         self.job, self.roots = job, roots
 
-    def __call__(self) -> ShardWorker:
-        return ShardWorker(self.job, PainterStage(self.job, self.roots))
+    def __call__(self, crumb: Path) -> ShardWorker:
+        return ShardWorker(self.job, PainterStage(self.job, self.roots), crumb)
 
 
 def data_bytes(output: Path) -> dict[str, bytes]:

@@ -41,7 +41,7 @@ def test_a_finished_shard_is_counted_and_not_made_again(tmp_path: Path) -> None:
     first = worker(shard)
     before = data_bytes(tmp_path / "out")
     again = worker(shard)
-    assert (again.done, again.rejected, again.published) == (first.done, first.rejected, False)
+    assert (again.done, again.rejected, again.state) == (first.done, first.rejected, "there")
     assert data_bytes(tmp_path / "out") == before
 
 

@@ -3,7 +3,7 @@ from batch.report import RunReport, ShardReport
 
 def shard(done: int, rejected: int) -> ShardReport:
     return ShardReport(
-        shard="s", done=done, rejected=rejected, seconds=1.0, host="h", published=True
+        shard="s", done=done, rejected=rejected, seconds=1.0, host="h", state="published"
     )
 
 

@@ -1,25 +1,51 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from batch.manifest import Manifest, Row, RowReader
+from batch.errors import MachineFault
+from batch.manifest import Manifest, RowReader
+from batch.shards import plan
 from batch.stages import generate
 from batch.stages.generate import seed_of
+from batch.wishes import Wish, wishes_of
 from schemas.records import ImageRecord, Record, RejectedRecord
 from tests.batch.doubles import Painter, PainterStage, job, write_manifest
 from tests.batch.test_media import png
 
 
-def stage_and_rows(
+class Onlooker:
+    """Lets a stage work, and writes down what it says."""
+
+    def __init__(self, leaves_at: int = 99) -> None:
+        self.told: list[tuple[str, list[int]]] = []
+        self.leaves_at = leaves_at
+
+    def at(self, stage: str, wishes: Sequence[Wish]) -> None:
+        self.told.append((stage, [wish.row.number for wish in wishes]))
+
+    def leaving(self) -> bool:
+        return len(self.told) > self.leaves_at
+
+
+def stage_and_wishes(
     tmp_path: Path, columns: dict[str, Any], **values: Any
-) -> tuple[PainterStage, list[Row]]:
+) -> tuple[PainterStage, list[Wish]]:
     manifest = Manifest(str(write_manifest(tmp_path / "m.parquet", columns)))
-    stage = PainterStage(job(tmp_path, tmp_path / "m.parquet", **values), (str(tmp_path),))
+    asked = job(tmp_path, tmp_path / "m.parquet", rows_per_shard=1000, **values)
+    stage = PainterStage(asked, (str(tmp_path),))
     stage.setup()
-    (file,) = manifest.files
-    return stage, list(RowReader(manifest.fs).read(file, 0, file.rows))
+    (shard,) = plan(manifest, 1000, {})
+    rows = list(RowReader(manifest.fs).read(shard.file, 0, shard.rows))
+    return stage, list(wishes_of(shard, rows, asked.samples_per_row))
+
+
+def made(stage: PainterStage, wishes: list[Wish], file: str = "m") -> list[Record]:
+    """Records in the order of the wishes."""
+    answers = {w.number: record.result() for w, record in stage(wishes, file, Onlooker())}
+    return [answers[wish.number] for wish in wishes]
 
 
 def reasons(records: list[Record]) -> dict[str, str]:
@@ -28,7 +54,7 @@ def reasons(records: list[Record]) -> dict[str, str]:
 
 def test_every_bad_row_says_why_and_no_good_row_is_lost(tmp_path: Path) -> None:
     prompts = ["fox", "raise", "owl", "nan", None, "x" * 1_000_000, "bee", "cat", "dog"]
-    stage, rows = stage_and_rows(
+    stage, wishes = stage_and_wishes(
         tmp_path,
         {
             "prompt": prompts,
@@ -38,12 +64,11 @@ def test_every_bad_row_says_why_and_no_good_row_is_lost(tmp_path: Path) -> None:
             "input_image": [None] * 8 + [b"no picture"],
         },
     )
-    records = stage(rows, {2: "WorkerDied: the process died"}, "m.parquet")
+    records = made(stage, wishes)
     assert [r.key for r in records] == [str(i) for i in range(9)]
     assert isinstance(records[0], ImageRecord)
     told = reasons(records)
     assert told["1"] == "RowRaised: ValueError: cannot paint this"
-    assert told["2"] == "WorkerDied: the process died"
     assert told["3"].startswith("NumbersBroke: ")
     assert told["4"] == "SchemaError: prompt: is missing"
     assert "prompt: String should have at most 20000 characters" in told["5"]
@@ -55,15 +80,15 @@ def test_every_bad_row_says_why_and_no_good_row_is_lost(tmp_path: Path) -> None:
 
 def test_neighbours_of_a_row_that_raises_come_out_as_without_it(tmp_path: Path) -> None:
     def images(prompts: list[str]) -> dict[str, bytes]:
-        stage, rows = stage_and_rows(tmp_path, {"prompt": prompts, "key": ["a", "b", "c"]})
-        return {r.key: r.image for r in stage(rows, {}, "m") if isinstance(r, ImageRecord)}
+        stage, wishes = stage_and_wishes(tmp_path, {"prompt": prompts, "key": ["a", "b", "c"]})
+        return {r.key: r.image for r in made(stage, wishes) if isinstance(r, ImageRecord)}
 
     bad, good = images(["fox", "raise", "owl"]), images(["fox", "bee", "owl"])
     assert bad == {k: good[k] for k in "ac"}
 
 
 def test_what_a_row_says_wins_and_every_used_value_is_recorded(tmp_path: Path) -> None:
-    stage, rows = stage_and_rows(
+    stage, wishes = stage_and_wishes(
         tmp_path,
         {
             "prompt": ["fox", "owl"],
@@ -72,7 +97,7 @@ def test_what_a_row_says_wins_and_every_used_value_is_recorded(tmp_path: Path) -
             "height": [32, None],
         },
     )
-    fox, owl = stage(rows, {}, "m")
+    fox, owl = made(stage, wishes)
     assert isinstance(fox, ImageRecord)
     assert isinstance(owl, ImageRecord)
     assert (fox.seed, fox.cfg_scale, fox.height, fox.width) == (5, 1.0, 32, 16)
@@ -80,11 +105,13 @@ def test_what_a_row_says_wins_and_every_used_value_is_recorded(tmp_path: Path) -
 
 
 def test_samples_of_a_row_differ_and_the_first_has_the_seed_that_was_given(tmp_path: Path) -> None:
-    stage, rows = stage_and_rows(
+    stage, wishes = stage_and_wishes(
         tmp_path, {"prompt": ["fox", "owl"], "seed": [5, None]}, samples_per_row=3
     )
-    records = stage(rows, {}, "m")
-    assert [(r.key == rows[0].key, r.sample) for r in records] == [(i < 3, i % 3) for i in range(6)]
+    records = made(stage, wishes)
+    assert [(r.key == wishes[0].row.key, r.sample) for r in records] == [
+        (i < 3, i % 3) for i in range(6)
+    ]
     seeds = [r.seed for r in records if isinstance(r, ImageRecord)]
     assert seeds[0] == 5
     assert len(set(seeds)) == 6
@@ -98,33 +125,47 @@ def test_a_seed_depends_on_nothing_but_the_key_and_the_sample() -> None:
 def test_a_large_shard_goes_through_the_engine_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made(chunk: int) -> list[Record]:
+    def in_chunks(chunk: int) -> list[Record]:
         monkeypatch.setattr(generate, "CHUNK", chunk)
-        stage, rows = stage_and_rows(tmp_path, {"prompt": ["fox", "nan", "raise", "owl", "bee"]})
-        return stage(rows, {}, "m")
+        stage, wishes = stage_and_wishes(
+            tmp_path, {"prompt": ["fox", "nan", "raise", "owl", "bee"]}
+        )
+        return made(stage, wishes)
 
-    assert made(2) == made(100)
+    assert in_chunks(2) == in_chunks(100)
 
 
 def test_when_all_rows_raise_no_row_is_to_blame(tmp_path: Path) -> None:
-    stage, rows = stage_and_rows(tmp_path, {"prompt": ["raise", "raise"]})
+    stage, wishes = stage_and_wishes(tmp_path, {"prompt": ["raise", "raise"]})
     with pytest.raises(ValueError, match="cannot paint this"):
-        stage(rows, {}, "m")
+        made(stage, wishes)
 
 
 def test_a_fault_of_the_machine_is_not_put_on_a_row(tmp_path: Path) -> None:
     class Full(Painter):
-        def each(self, requests: object) -> Any:
+        def each(self, requests: object, *, watch: object = None) -> Any:
             raise torch.OutOfMemoryError("card full")
 
-    stage, rows = stage_and_rows(tmp_path, {"prompt": ["fox"]})
+    stage, wishes = stage_and_wishes(tmp_path, {"prompt": ["fox"]})
     stage.engine = Full()
-    with pytest.raises(torch.OutOfMemoryError):
-        stage(rows, {}, "m")
+    with pytest.raises(MachineFault, match="OutOfMemoryError: card full"):
+        made(stage, wishes)
 
 
 def test_an_input_picture_reaches_the_engine_in_the_size_to_make(tmp_path: Path) -> None:
-    stage, rows = stage_and_rows(tmp_path, {"prompt": ["fox"], "input_image": [png((64, 64))]})
-    (record,) = stage(rows, {}, "m")
+    stage, wishes = stage_and_wishes(tmp_path, {"prompt": ["fox"], "input_image": [png((64, 64))]})
+    (record,) = made(stage, wishes)
     assert isinstance(record, ImageRecord)
     assert (record.height, record.width) == (16, 16)
+
+
+def test_a_stage_says_which_rows_are_next_and_leaves_when_asked(tmp_path: Path) -> None:
+    stage, wishes = stage_and_wishes(tmp_path, {"prompt": ["fox"] * 10})
+    listener = Onlooker(leaves_at=2)
+    answers = [wish.number for wish, _ in stage(wishes, "m", listener)]
+    assert listener.told == [
+        ("read", list(range(10))),
+        ("denoise", [0, 1, 2, 3]),
+        ("denoise", [4, 5, 6, 7]),
+    ]
+    assert answers == [0, 1, 2, 3, 4, 5, 6, 7]

@@ -1,0 +1,96 @@
+"""What is still to be leased to workers: shards, pieces of shards, and rows to be tried alone."""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from batch.shards import Shard
+
+SMALLEST_PIECE = 4  # rows
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A whole shard, to be published; or some rows of it, whose records are only kept."""
+
+    shard: Shard
+    rows: tuple[int, ...] | None = None
+    alone: bool = False  # the row may kill: a worker that has nothing else tries it
+
+
+class Backlog:
+    """Leases in the order of the shards. One that comes back goes to the front."""
+
+    def __init__(self, shards: Iterable[Shard]) -> None:
+        self._waiting = deque(Lease(shard) for shard in shards)
+        self._alone: deque[Lease] = deque()
+        self._owed: Counter[str] = Counter()  # answers until a shard is leased whole again
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._alone)
+
+    @property
+    def pieces(self) -> int:
+        """Into how many pieces all that waits could be cut."""
+        return sum(-(-lease.shard.rows // SMALLEST_PIECE) for lease in self._waiting)
+
+    @property
+    def alone(self) -> int:
+        """How many rows wait to be tried alone."""
+        return len(self._alone)
+
+    @property
+    def ordinary(self) -> int:
+        return len(self._waiting)
+
+    def take(self) -> Lease | None:
+        return self._waiting.popleft() if self._waiting else None
+
+    def take_alone(self) -> Lease | None:
+        return self._alone.popleft() if self._alone else None
+
+    def give_back(self, lease: Lease) -> None:
+        """Nothing came of it, and nobody is to blame yet."""
+        (self._alone if lease.alone else self._waiting).appendleft(lease)
+
+    def answered(self, lease: Lease) -> None:
+        """A lease has ended; the last piece of a shard makes way for the whole."""
+        if lease.rows is None:
+            return
+        name = lease.shard.name
+        self._owed[name] -= 1
+        if not self._owed[name]:
+            del self._owed[name]
+            self._waiting.appendleft(Lease(lease.shard))
+
+    def suspect(self, shard: Shard, rows: Sequence[int]) -> None:
+        """Try these rows alone, and what else waits of their shard after them."""
+        mine = [lease for lease in self._waiting if lease.shard.name == shard.name]
+        for lease in mine:
+            self._waiting.remove(lease)
+        self._owed[shard.name] += len(rows) - sum(lease.rows is not None for lease in mine)
+        self._alone.extend(Lease(shard, (row,), alone=True) for row in rows)
+
+    def split(self, workers: int) -> None:
+        """Cut the last shards into pieces, so that so many workers have something to do."""
+        if not 0 < len(self._waiting) < workers:
+            return
+        whole = [lease for lease in self._waiting if lease.rows is None]
+        if not whole or len(whole) < len(self._waiting):
+            return
+        self._waiting.clear()
+        for n, lease in enumerate(whole):
+            share = workers // len(whole) + (n < workers % len(whole))
+            self._waiting.extend(self._pieces(lease.shard, share))
+
+    def _pieces(self, shard: Shard, count: int) -> list[Lease]:
+        size = max(-(-shard.rows // count), SMALLEST_PIECE)
+        if size >= shard.rows or shard.name in self._owed:
+            return [Lease(shard)]
+        end = shard.first + shard.rows
+        pieces = [
+            Lease(shard, tuple(range(first, min(first + size, end))))
+            for first in range(shard.first, end, size)
+        ]
+        self._owed[shard.name] = len(pieces)
+        return pieces

@@ -1,0 +1,39 @@
+"""Which rows a worker is at, on its machine's own disk, so that it can be read after its death."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def crumb_path(worker: str) -> Path:
+    """Where the worker of this name leaves its crumb."""
+    return Path(tempfile.gettempdir()) / f"fluxmill-{os.getuid()}" / "crumbs" / worker
+
+
+class Crumb:
+    """A small file that is overwritten in place: one line, the shard and the rows in progress."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+
+    def write(self, shard: str, rows: Sequence[int]) -> None:
+        """These rows are next. What stands behind the line's end is of an earlier, longer one."""
+        line = json.dumps([shard, list(rows)]) + "\n"
+        os.pwrite(self._file, line.encode(), 0)
+
+
+def read_crumb(path: Path) -> tuple[str, list[int]] | None:
+    """The shard and the rows that a worker was at, if it has left a crumb; takes the file away."""
+    try:
+        line = path.read_bytes().partition(b"\n")[0]
+        path.unlink()
+    except FileNotFoundError:
+        return None
+    if not line:
+        return None
+    shard, rows = json.loads(line)
+    return shard, rows

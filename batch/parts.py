@@ -1,0 +1,124 @@
+"""Finished records of a shard that is not finished: a killed or stopped attempt is taken up there.
+
+A part is an Arrow file below `_run/parts/<shard>/`. It is written as soon as the work that it would
+save is worth many times what writing it costs, and it keeps pictures out of memory.
+"""
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from batch.output import RUN
+from batch.storage import Storage
+from schemas.records import ImageRecord, Record, RejectedRecord
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = pa.schema([("picture", pa.bool_()), ("told", pa.string()), ("image", pa.binary())])
+NUMBERS = b"numbers"  # of the wishes in a part, in its schema's metadata
+HELD_BYTES = 64 * 2**20  # of pictures in memory, per shard in progress
+WORTH = 30  # a part is written when it saves this many times what the last one cost
+FIRST_COST_S = 0.005
+
+
+def parts_folder(shard: str) -> str:
+    return f"{RUN}/parts/{shard}"
+
+
+class Parts:
+    """A shard's records by the number of their wish, in memory and in parts."""
+
+    def __init__(self, storage: Storage, shard: str) -> None:
+        self.storage, self.folder = storage, parts_folder(shard)
+        self._held: dict[int, Record] = {}
+        self._kept: dict[int, tuple[str, int]] = {}  # which part, and where in it
+        self._cost = FIRST_COST_S
+        self._flushed = time.monotonic()
+        self.rejected = 0
+        for name in storage.names(self.folder):
+            self._adopt(f"{self.folder}/{name}")
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._held or number in self._kept
+
+    def __len__(self) -> int:
+        return len(self._held) + len(self._kept)
+
+    def add(self, number: int, record: Record) -> None:
+        """Hold a finished record, and write a part if that is due."""
+        self._held[number] = record
+        self.rejected += isinstance(record, RejectedRecord)
+        saved = time.monotonic() - self._flushed
+        pictures = sum(len(r.image) for r in self._held.values() if isinstance(r, ImageRecord))
+        if saved > WORTH * self._cost or pictures > HELD_BYTES:
+            self.flush()
+
+    def rest(self) -> None:
+        """Time that passes from here is not work that a part could save."""
+        self._flushed = time.monotonic()
+
+    def flush(self) -> None:
+        """Write what is held as a part, and let go of it."""
+        began = time.monotonic()
+        if self._held:
+            name = f"{self.folder}/{uuid.uuid4().hex}.arrow"
+            self.storage.replace(name, to_part(self._held), durable=False)
+            self._kept |= {number: (name, i) for i, number in enumerate(self._held)}
+            self._held = {}
+        self._flushed = time.monotonic()
+        self._cost = max(self._flushed - began, FIRST_COST_S)
+
+    def records(self, numbers: Sequence[int]) -> Iterator[Record]:
+        """These records, in this order."""
+        opened: dict[str, pa.ipc.RecordBatchFileReader] = {}
+        for number in numbers:
+            if number in self._held:
+                yield self._held[number]
+                continue
+            name, place = self._kept[number]
+            if name not in opened:
+                opened[name] = pa.ipc.open_file(self.storage.open(name))
+            yield from_batch(opened[name].get_batch(place))
+
+    def remove(self) -> None:
+        """The shard is published: nobody needs its parts."""
+        if self._kept:
+            self.storage.remove_folder(self.folder)
+
+    def _adopt(self, name: str) -> None:
+        """What an earlier attempt has left; a part that the machine tore in its fall is no loss."""
+        try:
+            part = pa.ipc.open_file(self.storage.open(name))
+            numbers = json.loads(part.schema.metadata[NUMBERS])
+            for place, number in enumerate(numbers):
+                picture = part.get_batch(place)["picture"][0].as_py()
+                if number not in self:
+                    self._kept[number] = (name, place)
+                    self.rejected += not picture
+        except (pa.ArrowInvalid, FileNotFoundError) as error:
+            logger.warning("part left aside", extra={"part": name, "why": str(error)})
+
+
+def to_part(records: dict[int, Record]) -> pa.Buffer:
+    """One batch for each record, so that each can be read on its own."""
+    out = pa.BufferOutputStream()
+    schema = SCHEMA.with_metadata({NUMBERS: json.dumps(list(records)).encode()})
+    with pa.ipc.new_file(out, schema) as writer:
+        for record in records.values():
+            image = record.image if isinstance(record, ImageRecord) else None
+            told = json.dumps(record.model_dump(exclude={"image"}))
+            row = {"picture": image is not None, "told": told, "image": image}
+            writer.write_batch(pa.RecordBatch.from_pylist([row], schema))
+    return out.getvalue()
+
+
+def from_batch(batch: pa.RecordBatch) -> Record:
+    (row,) = batch.to_pylist()
+    told = json.loads(row["told"])
+    if row["picture"]:
+        return ImageRecord(**told, image=row["image"])
+    return RejectedRecord(**told)

@@ -1,0 +1,32 @@
+"""What a worker and the stage that works in it know of each other."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from batch.wishes import Wish
+from schemas.records import Record
+
+
+class Listener(Protocol):
+    """Told what a stage is about to do, and asked whether to go on."""
+
+    def at(self, stage: str, wishes: Sequence[Wish]) -> None:
+        """These are next: if the process dies now, one of them may be why."""
+
+    def leaving(self) -> bool:
+        """Whether to leave what has not been begun undone."""
+
+
+class Stage(Protocol):
+    """What a worker does to the rows of a shard."""
+
+    fingerprint: dict[str, Any]
+
+    def setup(self) -> None:
+        """Load what is needed; once in a worker's life."""
+
+    def __call__(
+        self, wishes: Sequence[Wish], file: str, listener: Listener
+    ) -> Iterator[tuple[Wish, Future[Record]]]:
+        """Each wish with the record that it will have, in any order."""
