@@ -166,6 +166,8 @@ def watch(
                 write("running")
         state = "finished" if report.finished == report.rows else "stopped"
     finally:
+        if state == "failed" and pool.stop():
+            state = "stopped"  # asked twice
         report.lost_workers, report.busy_seconds = pool.lost, pool.busy
         logger.info(report.line(time.time()))
         write(state)

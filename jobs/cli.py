@@ -5,14 +5,14 @@ import logging
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 import yaml
 
+from batch.errors import JobError
 from schemas.base import Schema, SchemaError
 
 S = TypeVar("S", bound=Schema)
@@ -79,27 +79,52 @@ class FieldFormatter(logging.Formatter):
         return super().format(record) + told
 
 
-def start_ray() -> Callable[[], bool]:
-    """Join the cluster of RAY_ADDRESS, or start one of our own on this machine; whether the process
-    has since been asked to end."""
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(configure_logging=False)
-    else:
-        ray.init(address="local", include_dashboard=False, configure_logging=False)
-    return stop_on_signal().is_set  # after Ray, which sets handlers of its own
+class Stopped(Exception):
+    """The process was asked to end before there was anything to drain."""
 
 
-def stop_on_signal() -> threading.Event:
-    """Set when the process is asked to end."""
-    event = threading.Event()
+class StopSignal:
+    """Whether the process has been asked to end, by SIGTERM (`ray job stop`) or Ctrl-C. Who asks
+    twice is not made to wait."""
 
-    def ask(signum: int, _frame: Any) -> None:
-        logging.getLogger(__name__).warning("asked to stop", extra={"signal": signum})
-        event.set()
+    def __init__(self) -> None:
+        self._draining = False
+        self._asked = False
+        self.listen()
 
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    return event
+    def listen(self) -> None:
+        """Take the signals; Ray takes them away when it starts."""
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, self._ask)
+
+    def __call__(self) -> bool:
+        self._draining = True
+        return self._asked
+
+    def _ask(self, signum: int, _frame: Any) -> None:
+        name = signal.Signals(signum).name
+        if self._asked or not self._draining:
+            raise Stopped(name)
+        self._asked = True
+        logging.getLogger(__name__).warning(
+            "asked to stop: workers keep what is finished", extra={"signal": name}
+        )
+
+
+def start_ray(stop: StopSignal) -> StopSignal:
+    """Join the cluster of RAY_ADDRESS, or start one of our own on this machine; JobError if there
+    is none at that address."""
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(configure_logging=False)
+        else:
+            ray.init(address="local", include_dashboard=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise JobError(f"Ray does not start{f' at {address}' if address else ''}: {told}") from None
+    stop.listen()
+    return stop
 
 
 def last_line(values: dict[str, Any]) -> None:

@@ -4,10 +4,12 @@
     ray job submit --working-dir . -- python -m jobs.generate --config jobs/recipes/demo.yaml
 
 Exit status: 0 the dataset is complete, rejected rows counted; 2 the job or the manifest is wrong
-and nothing was started; 75 stopped by a signal, a rerun goes on; 1 anything else.
+and nothing was started; 75 stopped by a signal, a rerun goes on; 1 anything else, too many
+rejected rows (`max_rejected`) among it.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -62,26 +64,47 @@ def main(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved job and the plan, and stop.")
     ] = False,
+    retry_rejected: Annotated[
+        bool, typer.Option("--retry-rejected", help="Try rows again that earlier runs rejected.")
+    ] = False,
 ) -> None:
     """Turn a Parquet manifest of prompts into an image dataset."""
     cli.start_logging()
+    stop = cli.StopSignal()
     try:
         job = resolved(cli.load(GenerateJob, config, set_ or []))
         manifest, shards = checked_plan(job)
+        if dry_run:
+            typer.echo(job.model_dump_json(indent=2))
+            typer.echo("\n".join(preview(job, manifest, shards).lines()))
+            return
+        code = work(job, manifest, shards, stop, retry_rejected=retry_rejected)
     except (SchemaError, ManifestError, EngineError) as error:
         logger.error(str(error))  # noqa: TRY400  the message is for the user
-        raise typer.Exit(cli.REFUSED) from None
-    if dry_run:
-        typer.echo(job.model_dump_json(indent=2))
-        typer.echo("\n".join(preview(job, manifest, shards).lines()))
-        return
-    raise typer.Exit(work(job, manifest, shards))
+        code = cli.REFUSED
+    except cli.Stopped as error:
+        logger.warning("stopped", extra={"signal": str(error)})
+        code = cli.STOPPED
+    raise typer.Exit(code)
 
 
-def work(job: GenerateJob, manifest: Manifest, shards: list[Shard]) -> int:
+def work(
+    job: GenerateJob,
+    manifest: Manifest,
+    shards: list[Shard],
+    stop: cli.StopSignal,
+    *,
+    retry_rejected: bool,
+) -> int:
     """Run the job on Ray and print the last line; the exit status."""
     try:
-        report, complete = run(job, manifest, shards, cli.start_ray)
+        report, complete = run(
+            job,
+            manifest,
+            shards,
+            partial(cli.start_ray, stop),
+            retry_rejected=retry_rejected,
+        )
     except (JobError, OutputError, CheckpointError, SettingError) as error:
         logger.error(str(error))  # noqa: TRY400
         return cli.REFUSED

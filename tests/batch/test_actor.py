@@ -1,13 +1,25 @@
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from batch.actor import ShardWorker
-from batch.errors import OutputError
+from batch.errors import MachineFault, OutputError
+from batch.output import Output
+from batch.parts import Parts
+from batch.report import ShardReport
+from batch.retry import retry_of
 from batch.run import checked_plan
 from batch.shards import Shard
-from tests.batch.doubles import PainterStage, column, data_bytes, job, write_manifest
+from batch.wishes import Wish
+from flux_engine.engine import Outcome
+from flux_engine.request import GenerationRequest
+from tests.batch.doubles import Painter, PainterStage, column, data_bytes, job, write_manifest
 
 
 def worker_and_shards(
@@ -74,3 +86,109 @@ def test_a_tar_is_a_shard_as_well(tmp_path: Path) -> None:
     worker, (shard,) = worker_and_shards(tmp_path, ["fox"], format="webdataset")
     worker(shard)
     assert [f.suffix for f in (tmp_path / "out" / "data").iterdir()] == [".tar"]
+
+
+def test_pieces_of_a_shard_are_kept_and_the_whole_is_made_of_them(tmp_path: Path) -> None:
+    worker, (shard,) = worker_and_shards(tmp_path, ["fox", "nan", "owl", "bee"])
+    assert worker(shard, rows=(2, 3)).state == "part"
+    assert worker(shard, rows=(0,)).state == "part"
+    assert not (tmp_path / "out" / "data").exists()
+    painted = count_painted(worker)
+    report = worker(shard)
+    assert (report.state, report.done, report.rejected) == ("published", 3, 1)
+    assert painted == ["nan"]
+    worker.output = Output(str(tmp_path / "whole"), "parquet")
+    worker(shard)
+    assert data_bytes(tmp_path / "out") == data_bytes(tmp_path / "whole")
+    assert not (tmp_path / "out" / "_run" / "parts" / shard.name).exists()
+
+
+def count_painted(worker: ShardWorker) -> list[str]:
+    """The prompts that the worker's engine is asked for from here on."""
+    painted: list[str] = []
+    assert isinstance(worker.stage, PainterStage)
+    engine = worker.stage.engine
+    assert isinstance(engine, Painter)
+    paint = engine.paint
+
+    def told(request: GenerationRequest) -> Outcome:
+        painted.append(request.prompt)
+        return paint(request)
+
+    engine.paint = told  # type: ignore[method-assign]
+    return painted
+
+
+def test_a_refused_row_is_a_record_and_is_not_tried(tmp_path: Path) -> None:
+    worker, (shard,) = worker_and_shards(tmp_path, ["fox", "kill", "owl"])
+    report = worker(shard, {1: "WorkerDied: the process died while this row was tried alone"})
+    assert (report.done, report.rejected) == (2, 1)
+    assert column(tmp_path / "out", "error", "rejected") == ["WorkerDied"]
+    (reason,) = column(tmp_path / "out", "reason", "rejected")
+    assert reason == "the process died while this row was tried alone"
+
+
+def test_a_worker_that_is_to_leave_keeps_what_it_has_and_begins_nothing(tmp_path: Path) -> None:
+    worker, (shard, other) = worker_and_shards(tmp_path, ["sleep 0.1"] * 24, rows_per_shard=12)
+    ended: list[ShardReport] = []
+    working = threading.Thread(target=lambda: ended.append(worker(shard)))
+    working.start()
+    while not worker.pulse().stage:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    worker.leave()
+    working.join()
+    assert [report.state for report in ended] == ["part"]
+    assert worker(other).state == "part"
+    kept = Parts(worker.output.storage, shard.name)
+    assert 4 <= len(kept) < 12
+    assert len(Parts(worker.output.storage, other.name)) == 0
+
+
+def test_what_was_finished_before_memory_gave_out_is_kept(tmp_path: Path) -> None:
+    worker, (shard,) = worker_and_shards(tmp_path, ["fox", "owl", "hog", "bee"])
+    with pytest.raises(MachineFault, match="MemoryError"):
+        worker(shard)
+    assert len(Parts(worker.output.storage, shard.name)) == 2
+
+
+def test_two_shards_are_in_hand_at_once_and_one_thread_alone_has_the_card(tmp_path: Path) -> None:
+    worker, shards = worker_and_shards(tmp_path, ["sleep 0.01"] * 16)
+    threads: set[str] = set()
+    painted = count_painted(worker)
+    at = worker.watch.at
+
+    def told(stage: str, shard: str, wishes: Sequence[Wish]) -> None:
+        threads.add(threading.current_thread().name)
+        at(stage, shard, wishes)
+
+    worker.watch.at = told  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as hands:
+        reports = list(hands.map(worker, shards))
+    assert {report.state for report in reports} == {"published"}
+    assert len(painted) == 16
+    assert len(threads) == 1
+    pulse = worker.pulse()
+    assert (pulse.stage, pulse.finished) == ("", 0)
+    assert pulse.busy >= 0.16
+    assert pulse.slowest >= 0.04
+
+
+def test_a_retried_shard_takes_the_rejects_over(tmp_path: Path) -> None:
+    worker, (shard,) = worker_and_shards(tmp_path, ["fox", "nan", "owl", "raise"])
+    worker(shard)
+    again = retry_of(shard, shard.name, [(1, 0, "NumbersBroke"), (3, 0, "RowRaised")])
+    assert again is not None
+    assert isinstance(worker.stage, PainterStage)
+    worker.stage.engine = Mended()
+    report = worker(again)
+    assert (report.done, report.rejected) == (2, 0)
+    assert sorted(column(tmp_path / "out", "key")) == ["k0", "k1", "k2", "k3"]
+    assert not list((tmp_path / "out" / "rejected").iterdir())
+
+
+class Mended(Painter):
+    """Paints everything."""
+
+    def paint(self, request: GenerationRequest) -> Outcome:
+        return super().paint(dataclasses.replace(request, prompt="fox"))

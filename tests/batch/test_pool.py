@@ -1,14 +1,17 @@
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from batch.actor import ShardWorker
 from batch.errors import OutputError, RunFailed
+from batch.parts import Parts
 from batch.pool import Pool
 from batch.run import checked_plan
+from batch.storage import Storage
 from batch.workers import Resources, Share
 from schemas.jobs import GenerateJob
 from tests.batch.doubles import PainterFactory, PainterStage, column, job, write_manifest
@@ -36,14 +39,39 @@ def test_all_workers_share_the_shards_of_one_file(tmp_path: Path) -> None:
     assert pool.lost == 0
 
 
-def test_a_row_that_kills_its_worker_is_found_and_its_neighbours_live(tmp_path: Path) -> None:
-    asked = ready(tmp_path, ["fox", "owl", "kill", "bee", "ant", "cat"])
-    pool = Pool(PainterFactory(asked, ()), workers(1), retries=3, stop=lambda: False)
+def test_rows_that_kill_hang_or_exhaust_memory_are_found_and_their_neighbours_live(
+    tmp_path: Path,
+) -> None:
+    prompts = ["fox", "owl", "kill", "bee", "ant", "hog", "cat", "dog", "hen", "hang", "cow"]
+    asked = ready(tmp_path, prompts)
+    pool = Pool(
+        PainterFactory(asked, ()),
+        workers(2),
+        retries=3,
+        stop=lambda: False,
+        row_timeout=2.0,
+    )
     reports = [r for r in pool.run(checked_plan(asked)[1]) if r is not None]
-    assert sum(r.done for r in reports) == 5
-    assert column(tmp_path / "out", "key", "rejected") == ["k2"]
-    assert column(tmp_path / "out", "error", "rejected") == ["WorkerDied"]
-    assert pool.lost == 3  # twice with its shard, once alone
+    assert sum(r.done for r in reports) == 8
+    out = tmp_path / "out"
+    told = dict(zip(column(out, "key", "rejected"), column(out, "error", "rejected"), strict=True))
+    assert told == {"k2": "WorkerDied", "k5": "MachineFault", "k9": "RowTimeout"}
+    for words in column(out, "reason", "rejected"):
+        assert "alone" in words
+    assert pool.lost == 6  # killed and hung: twice among others, once alone
+
+
+def test_a_small_manifest_keeps_all_workers_busy(tmp_path: Path) -> None:
+    asked = ready(tmp_path, ["sleep 0.2"] * 24).model_copy(update={"rows_per_shard": 24})
+    shards = checked_plan(asked)[1]
+    assert len(shards) == 1
+    pool = Pool(PainterFactory(asked, ()), workers(2), retries=3, stop=lambda: False)
+    busy = []
+    for _ in pool.run(shards):
+        busy.append(sum(bool(lane.leases) for lane in pool._lanes))
+    assert max(busy) == 2
+    assert sorted(column(tmp_path / "out", "key")) == sorted(f"k{i}" for i in range(24))
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 1
 
 
 def test_a_shard_that_no_row_is_to_blame_for_stops_the_run_after_retries(tmp_path: Path) -> None:
@@ -92,11 +120,21 @@ def test_the_users_fault_in_a_worker_stops_the_run_with_its_own_words(tmp_path: 
         list(pool.run(checked_plan(asked)[1]))
 
 
-def test_a_pool_that_is_told_to_stop_stops_and_leaves_whole_shards(tmp_path: Path) -> None:
-    asked = ready(tmp_path, ["sleep 0.1"] * 40)
+def test_a_pool_that_is_told_to_stop_keeps_what_is_finished(tmp_path: Path) -> None:
+    asked = ready(tmp_path, ["sleep 0.1"] * 40).model_copy(update={"rows_per_shard": 20})
+    shards = checked_plan(asked)[1]
     told = threading.Event()
     pool = Pool(PainterFactory(asked, ()), workers(1), retries=3, stop=told.is_set)
-    for report in pool.run(checked_plan(asked)[1]):
-        if report is not None:
+    began = 0.0
+    for _ in pool.run(shards):
+        if pool.underway >= 4 and not told.is_set():
             told.set()
-    assert 0 < len(column(tmp_path / "out", "key")) < 40
+            began = time.monotonic()
+    drained = time.monotonic() - began
+    storage = Storage(asked.output)
+    kept = len(Parts(storage, shards[0].name))
+    assert 4 <= kept < 20
+    assert kept % 4 == 0  # whole micro-batches
+    assert drained < 60  # one micro-batch; printed for whoever wants to know
+    print(f"drained in {drained:.2f} s, {kept} of 20 rows kept")
+    assert list(storage.names("data")) == []

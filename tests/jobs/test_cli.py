@@ -1,10 +1,13 @@
 import logging
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.cli import FieldFormatter, load, set_value
+from jobs.cli import FieldFormatter, Stopped, StopSignal, load, set_value
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
 
@@ -80,3 +83,24 @@ def test_a_logged_event_carries_its_fields() -> None:
     assert (
         FieldFormatter("%(levelname)s %(message)s").format(record) == "INFO shard written shard=42"
     )
+
+
+@pytest.fixture
+def stop() -> Iterator[StopSignal]:
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)}
+    yield StopSignal()
+    for kind, handler in before.items():
+        signal.signal(kind, handler)
+
+
+def test_before_there_is_work_a_signal_ends_the_process_at_once(stop: StopSignal) -> None:
+    with pytest.raises(Stopped, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_while_there_is_work_the_first_signal_asks_and_the_second_ends(stop: StopSignal) -> None:
+    assert not stop()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop()
+    with pytest.raises(Stopped):
+        os.kill(os.getpid(), signal.SIGTERM)

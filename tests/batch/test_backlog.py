@@ -1,0 +1,97 @@
+from typing import Any
+
+from batch.backlog import Backlog, Lease
+from batch.shards import Shard
+
+FILE: Any = None
+
+
+def shard(name: str, rows: int = 16) -> Shard:
+    return Shard(name, FILE, 0, rows)
+
+
+def taken(backlog: Backlog) -> list[Lease]:
+    return list(iter(backlog.take, None))
+
+
+def test_shards_are_leased_in_their_order_and_one_that_comes_back_is_next() -> None:
+    backlog = Backlog([shard("a"), shard("b")])
+    first = backlog.take()
+    assert first is not None
+    backlog.give_back(first)
+    assert [lease.shard.name for lease in taken(backlog)] == ["a", "b"]
+    assert not backlog
+
+
+def test_the_last_shards_are_cut_so_that_every_worker_has_a_piece() -> None:
+    backlog = Backlog([shard("a"), shard("b", 10)])
+    backlog.split(4)
+    pieces = taken(backlog)
+    assert [(p.shard.name, p.rows) for p in pieces] == [
+        ("a", tuple(range(8))),
+        ("a", tuple(range(8, 16))),
+        ("b", tuple(range(5))),
+        ("b", tuple(range(5, 10))),
+    ]
+    for piece in pieces:
+        backlog.answered(piece)
+    assert sorted((p.shard.name, p.rows) for p in taken(backlog)) == [("a", None), ("b", None)]
+
+
+def test_nothing_is_cut_while_there_are_shards_enough_or_into_less_than_four_rows() -> None:
+    backlog = Backlog([shard("a"), shard("b")])
+    backlog.split(2)
+    assert [lease.rows for lease in taken(backlog)] == [None, None]
+    backlog = Backlog([shard("a", 6)])
+    assert backlog.pieces == 2
+    backlog.split(6)
+    assert [lease.rows for lease in taken(backlog)] == [(0, 1, 2, 3), (4, 5)]
+    backlog = Backlog([shard("a", 4)])
+    backlog.split(6)
+    assert [lease.rows for lease in taken(backlog)] == [None]
+
+
+def test_a_piece_that_comes_back_is_not_cut_again() -> None:
+    backlog = Backlog([shard("a")])
+    backlog.split(2)
+    one, two = taken(backlog)
+    backlog.give_back(one)
+    backlog.split(4)
+    assert taken(backlog) == [one]
+    backlog.answered(two)
+    assert not backlog
+    backlog.answered(one)
+    assert taken(backlog) == [Lease(one.shard)]
+
+
+def test_suspects_are_tried_alone_before_their_shard_is_leased_again() -> None:
+    a = shard("a")
+    backlog = Backlog([a, shard("b")])
+    backlog.suspect(a, [3, 5])
+    assert [lease.shard.name for lease in taken(backlog)] == ["b"]
+    assert backlog.alone == 2
+    one, two = backlog.take_alone(), backlog.take_alone()
+    assert one == Lease(a, (3,), alone=True)
+    assert two is not None
+    backlog.answered(one)
+    assert taken(backlog) == []
+    backlog.give_back(two)
+    assert backlog.take_alone() == two
+    backlog.answered(two)
+    assert taken(backlog) == [Lease(a)]
+
+
+def test_pieces_that_wait_give_way_to_the_suspects_of_their_shard() -> None:
+    a = shard("a")
+    backlog = Backlog([a])
+    backlog.split(4)
+    flying = backlog.take()
+    assert flying is not None
+    backlog.suspect(a, [9])
+    assert taken(backlog) == []
+    alone = backlog.take_alone()
+    assert alone is not None
+    backlog.answered(alone)
+    assert taken(backlog) == []
+    backlog.answered(flying)
+    assert taken(backlog) == [Lease(a)]
