@@ -25,6 +25,7 @@ class Backlog:
         self._waiting = deque(Lease(shard) for shard in shards)
         self._alone: deque[Lease] = deque()
         self._owed: Counter[str] = Counter()  # answers until a shard is leased whole again
+        self._cut: set[str] = set()  # shards are cut once: what then waits is to be published
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._alone)
@@ -85,8 +86,9 @@ class Backlog:
 
     def _pieces(self, shard: Shard, count: int) -> list[Lease]:
         size = max(-(-shard.rows // count), SMALLEST_PIECE)
-        if size >= shard.rows or shard.name in self._owed:
+        if size >= shard.rows or shard.name in self._owed or shard.name in self._cut:
             return [Lease(shard)]
+        self._cut.add(shard.name)
         end = shard.first + shard.rows
         pieces = [
             Lease(shard, tuple(range(first, min(first + size, end))))

@@ -3,8 +3,12 @@
 import json
 import os
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+STALE_S = 7 * 24 * 3600.0
 
 
 def crumb_path(worker: str) -> Path:
@@ -18,12 +22,21 @@ class Crumb:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
 
     def write(self, shard: str, rows: Sequence[int]) -> None:
         """These rows are next. What stands behind the line's end is of an earlier, longer one."""
         line = json.dumps([shard, list(rows)]) + "\n"
         os.pwrite(self._file, line.encode(), 0)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what ended workers left that nobody had to ask about."""
+    for crumb in folder.iterdir():
+        with suppress(FileNotFoundError):  # another worker sweeps, too
+            if time.time() - crumb.stat().st_mtime > STALE_S:
+                crumb.unlink()
 
 
 def read_crumb(path: Path) -> tuple[str, list[int]] | None:

@@ -61,6 +61,7 @@ def test_a_piece_that_comes_back_is_not_cut_again() -> None:
     backlog.answered(two)
     assert not backlog
     backlog.answered(one)
+    backlog.split(4)
     assert taken(backlog) == [Lease(one.shard)]
 
 

@@ -32,3 +32,11 @@ def test_a_worker_that_was_at_nothing_leaves_no_word(tmp_path: Path) -> None:
 
 def test_crumbs_of_users_are_apart() -> None:
     assert f"fluxmill-{os.getuid()}" in str(crumb_path("worker"))
+
+
+def test_old_crumbs_are_swept_when_a_worker_begins(tmp_path: Path) -> None:
+    Crumb(tmp_path / "old")
+    Crumb(tmp_path / "new")
+    os.utime(tmp_path / "old", (0, 0))
+    Crumb(tmp_path / "next")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "next"]

@@ -1,3 +1,5 @@
+import dataclasses
+
 from batch.report import RunReport, ShardReport
 
 
@@ -23,3 +25,21 @@ def test_the_written_report_says_how_the_run_ended() -> None:
     report.add(shard(1, 0))
     told = report.as_json("finished")
     assert (told["state"], told["done"], told["shards"][0]["host"]) == ("finished", 1, "h")
+
+
+def test_rejects_are_held_against_what_the_job_allows() -> None:
+    report = RunReport(rows=1000, done=80, rejected=10)
+    assert not report.over(None)
+    assert report.over(9)
+    assert not report.over(10)
+    assert not report.over(0.05)  # too few to speak of a share
+    report.done = 100
+    assert report.over(0.05)
+    assert not report.over(0.1)
+
+
+def test_a_part_of_a_shard_is_not_counted() -> None:
+    report = RunReport(rows=10)
+    report.add(dataclasses.replace(shard(0, 0), state="part"))
+    assert (report.finished, report.shards) == (0, [])
+    assert report.line(report.started + 1, underway=4).startswith("4 of 10 rows, 4.00 rows/s")

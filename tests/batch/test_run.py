@@ -2,17 +2,20 @@ import json
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from batch.errors import ManifestError, OutputError
+from batch.errors import ManifestError, OutputError, RunFailed
 from batch.report import RunReport
 from batch.run import Stop, checked_plan, run
 from schemas.jobs import GenerateJob
 from tests.batch.doubles import PainterFactory, column, data_bytes, job, write_manifest
+from tests.batch.test_media import png
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -23,9 +26,12 @@ def never() -> bool:
     return False
 
 
-def go(job: GenerateJob, start: Callable[[], Stop]) -> tuple[RunReport, bool]:
+def go(
+    job: GenerateJob, start: Callable[[], Stop], *, retry_rejected: bool = False
+) -> tuple[RunReport, bool]:
     """The job, painted."""
-    return run(job, *checked_plan(job), start, PainterFactory)
+    plan = checked_plan(job)
+    return run(job, *plan, start, PainterFactory, retry_rejected=retry_rejected)
 
 
 def start() -> Callable[[], bool]:
@@ -97,6 +103,47 @@ def test_a_wrong_manifest_is_refused_before_anything_is_written(tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_rejected_rows_are_tried_again_when_asked_and_counted_once(tmp_path: Path) -> None:
+    manifest = write_manifest(
+        tmp_path / "m" / "a.parquet",
+        {"prompt": ["fox", "owl", "nan"], "input_image": [None, "late.png", None]},
+    )
+    asked = job(tmp_path, manifest.parent)
+    report, _ = go(asked, start)
+    assert (report.done, report.rejected) == (1, 2)
+    (tmp_path / "m" / "late.png").write_bytes(png((16, 16)))
+    report, _ = go(asked, start)
+    assert (report.done, report.rejected, report.skipped) == (1, 2, 3)
+    report, complete = go(asked, start, retry_rejected=True)
+    assert complete
+    assert (report.rows, report.done, report.rejected, report.skipped) == (3, 2, 1, 1)
+    assert column(tmp_path / "out", "error", "rejected") == ["NumbersBroke"]
+    assert sorted(column(tmp_path / "out", "prompt")) == ["fox", "owl"]
+    report, _ = go(asked, start)
+    assert (report.done, report.rejected, report.skipped) == (2, 1, 3)
+
+
+def test_too_many_rejected_rows_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="were rejected, and max_rejected is 2; rejected/ says why"):
+        go(asked(tmp_path, ["fox", *["nan"] * 3] * 8, max_rejected=2), start)
+    (report,) = (tmp_path / "out" / "_run" / "reports").iterdir()
+    assert json.loads(report.read_text())["state"] == "failed"
+
+
+def test_two_runs_at_once_end_with_one_complete_dataset(tmp_path: Path) -> None:
+    prompts = ["sleep 0.02"] * 40
+    ended: list[tuple[RunReport, bool]] = []
+    jobs = [asked(tmp_path, prompts).model_copy(update={"workers": 1}) for _ in range(2)]
+    runs = [threading.Thread(target=lambda j=j: ended.append(go(j, start))) for j in jobs]
+    for one in runs:
+        one.start()
+    for one in runs:
+        one.join()
+    assert [(report.done, complete) for report, complete in ended] == [(40, True)] * 2
+    assert sorted(column(tmp_path / "out", "key")) == sorted(f"k{i}" for i in range(40))
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 10
+
+
 def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_run(tmp_path: Path) -> None:
     prompts = [f"sleep 0.0{i % 5 + 1}" for i in range(60)]
     quiet = asked(tmp_path, prompts, output=str(tmp_path / "quiet"))
@@ -112,12 +159,24 @@ def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_run(tmp_path: Pat
                 os.kill(pids[0], signal.SIGKILL)
                 killed.append(pids[0])
 
-    killer = threading.Thread(target=kill_twice)
-    killer.start()
+    opened: Counter[str] = Counter()
+
+    def read() -> None:
+        """Every file that is to be seen under data/ is whole, at any moment."""
+        while not over.wait(0.01):
+            for file in (tmp_path / "out" / "data").glob("*"):
+                opened[file.name] += pq.read_table(file).num_rows
+
+    beside = [threading.Thread(target=kill_twice), threading.Thread(target=read)]
+    for thread in beside:
+        thread.start()
     report, complete = go(asked(tmp_path, prompts), start)
     over.set()
-    killer.join()
+    for thread in beside:
+        thread.join()
     assert complete
+    assert len(opened) >= 10
+    assert all(opened.values())
     assert len(killed) == 2
     assert (report.done, report.lost_workers) == (60, 2)
     assert data_bytes(tmp_path / "out") == data_bytes(tmp_path / "quiet")
