@@ -1,0 +1,238 @@
+"""Kills workers and drivers, and stops drivers, while rows are made; then counts what it did.
+
+    python -m benchmarks.chaos [--rows 8000] [--worker-kills 40] [--driver-kills 4] [--stops 4]
+
+The engine sleeps 20 ms a row, in micro-batches of 4, and writes down each row that it makes. A
+reader opens files under data/ all the while. Prints lost, doubled, redone and unreadable, and
+whether the bytes are those of an undisturbed run.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from batch.actor import ShardWorker
+from batch.run import checked_plan, run
+from batch.stages.generate import GenerateStage
+from flux_engine.engine import ONLOOKER, Outcome, Watch
+from flux_engine.request import Generation, GenerationRequest
+from jobs import cli
+from schemas.jobs import GenerateJob
+
+ROW_S = 0.02
+MICRO_BATCH = 4
+WORKERS = 2
+
+
+class Sleeper:
+    """Colours by seed after a while, and a line for each row in a log that outlives it."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def each(
+        self, requests: Sequence[GenerationRequest], *, watch: Watch = ONLOOKER
+    ) -> Iterator[tuple[int, Outcome]]:
+        for first in range(0, len(requests), MICRO_BATCH):
+            if watch.leaving():
+                return
+            batch = range(first, min(first + MICRO_BATCH, len(requests)))
+            watch.at("denoise", batch)
+            time.sleep(ROW_S * len(batch))
+            os.write(self.log, b"".join(f"{requests[i].prompt}\n".encode() for i in batch))
+            for i in batch:
+                noise = torch.Generator().manual_seed(requests[i].seed)
+                pixels = torch.rand(3, 16, 16, generator=noise) * 2 - 1
+                yield (
+                    i,
+                    Generation(
+                        pixels=pixels,
+                        latents=torch.zeros(1),
+                        sigma_shift=1.0,
+                        micro_batch=MICRO_BATCH,
+                        tokens_dropped=0,
+                    ),
+                )
+
+
+class SleeperStage(GenerateStage):
+    def setup(self) -> None:
+        self.engine = Sleeper(Path(self.job.output).with_suffix(".log"))
+        self.fingerprint = {"weights": {"sleeper": "1"}}
+
+
+class SleeperFactory:
+    def __init__(self, job: GenerateJob, roots: tuple[str, ...]) -> None:
+        self.job, self.roots = job, roots
+
+    def __call__(self, crumb: Path) -> ShardWorker:
+        return ShardWorker(self.job, SleeperStage(self.job, self.roots), crumb)
+
+
+def job_of(folder: Path, name: str) -> GenerateJob:
+    sampling = {
+        "height": 16,
+        "width": 16,
+        "embedded_guidance": 3.5,
+        "num_inference_steps": 1,
+        "t5_sequence_length": 16,
+    }
+    return GenerateJob.parse(
+        {
+            "manifest": str(folder / "manifest.parquet"),
+            "output": str(folder / name),
+            "workers": WORKERS,
+            "sampling": sampling,
+        }
+    )
+
+
+def drive(job: GenerateJob) -> int:
+    """One run of the job; its exit status."""
+    cli.start_logging()
+    stop = cli.StopSignal()
+    try:
+        _, complete = run(job, *checked_plan(job), lambda: cli.start_ray(stop), SleeperFactory)
+    except cli.Stopped:
+        return cli.STOPPED
+    return cli.COMPLETE if complete else cli.STOPPED
+
+
+def processes(word: bytes) -> list[int]:
+    """Ids of the processes whose command line begins so."""
+    out = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if words.startswith(word):
+                out.append(int(entry.name))
+    return out
+
+
+class Reader(threading.Thread):
+    """Opens every file that is to be seen under data/."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.over = folder, threading.Event()
+        self.opened, self.unreadable = 0, 0
+
+    def run(self) -> None:
+        while not self.over.wait(0.2):
+            for file in list(self.folder.glob("*.parquet"))[-20:]:
+                try:
+                    pq.read_table(file)
+                    self.opened += 1
+                except pa.ArrowInvalid:
+                    self.unreadable += 1
+
+
+def disturbed(folder: Path, name: str, arguments: argparse.Namespace) -> list[int]:
+    """Run until the dataset is complete, whatever happens on the way; the exit statuses."""
+    dice = random.Random(arguments.seed)
+    deeds = (
+        ["worker"] * arguments.worker_kills
+        + ["driver"] * arguments.driver_kills
+        + ["stop"] * arguments.stops
+    )
+    dice.shuffle(deeds)
+    ended: list[int] = []
+    words = [sys.executable, "-m", "benchmarks.chaos", "--drive", str(folder), name]
+    while not ended or ended[-1] != 0:
+        with (folder / "runs.log").open("a") as log:
+            driver = subprocess.Popen(words, stderr=log, stdout=log)
+        while driver.poll() is None:
+            time.sleep(dice.uniform(0.2, arguments.pause))
+            workers = processes(b"ray::WorkerProcess")
+            if not deeds or not workers or driver.poll() is not None:
+                continue
+            match deeds.pop():
+                case "worker":
+                    os.kill(dice.choice(workers), signal.SIGKILL)
+                case "driver":
+                    driver.kill()
+                case "stop":
+                    driver.terminate()
+        ended.append(driver.wait())
+        if len(ended) > 100:
+            raise SystemExit("it does not end")
+    if deeds:
+        print(f"{len(deeds)} deeds were left: the run was over before")
+    return ended
+
+
+def bytes_of(output: Path) -> dict[str, bytes]:
+    return {
+        f.name: f.read_bytes() for sub in ("data", "rejected") for f in (output / sub).glob("*")
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=8000)
+    parser.add_argument("--worker-kills", type=int, default=40)
+    parser.add_argument("--driver-kills", type=int, default=4)
+    parser.add_argument("--stops", type=int, default=4)
+    parser.add_argument("--pause", type=float, default=4.0, help="longest time between two deeds")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--drive", nargs=2, metavar=("FOLDER", "NAME"))
+    arguments = parser.parse_args()
+    if arguments.drive:
+        sys.exit(drive(job_of(Path(arguments.drive[0]), arguments.drive[1])))
+
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    prompts = [f"row {i}" for i in range(arguments.rows)]
+    pq.write_table(pa.table({"prompt": prompts, "key": prompts}), folder / "manifest.parquet")
+    words = [sys.executable, "-m", "benchmarks.chaos", "--drive", str(folder), "quiet"]
+    with (folder / "quiet.txt").open("w") as log:
+        subprocess.run(words, check=True, stderr=log, stdout=log)
+    reader = Reader(folder / "out" / "data")
+    reader.start()
+    began = time.monotonic()
+    ended = disturbed(folder, "out", arguments)
+    seconds = time.monotonic() - began
+    reader.over.set()
+    reader.join()
+
+    files = sorted((folder / "out" / "data").glob("*.parquet"))
+    keys = Counter(
+        key for f in files for key in pq.read_table(f, columns=["key"])["key"].to_pylist()
+    )
+    made = Counter((folder / "out.log").read_text().splitlines())
+    redone = sum(made.values()) - len(made)
+    told = {
+        "rows": arguments.rows,
+        "seconds": round(seconds, 1),
+        "exits": dict(Counter(ended)),
+        "lost": arguments.rows - len(keys),
+        "doubled": sum(keys.values()) - len(keys),
+        "rejected": sum(pq.read_metadata(f).num_rows for f in (folder / "out/rejected").glob("*")),
+        "redone": redone,
+        "redone_share": round(redone / arguments.rows, 4),
+        "files_opened": reader.opened,
+        "unreadable": reader.unreadable,
+        "same_bytes": bytes_of(folder / "out") == bytes_of(folder / "quiet"),
+        "folder": str(folder),
+    }
+    print(json.dumps(told, indent=2))
+
+
+if __name__ == "__main__":
+    main()
