@@ -3,6 +3,7 @@
 import json
 
 from batch.report import RunReport
+from batch.storage import name_of
 from schemas.jobs import GenerateJob
 
 CARD = """---
@@ -44,7 +45,7 @@ def card(job: GenerateJob, report: RunReport) -> str:
     model = job.engine.model
     return CARD.format(
         suffix=suffix,
-        title=job.output.rstrip("/").rpartition("/")[2] or "dataset",
+        title=name_of(job.output) or "dataset",
         done=report.done,
         model=model
         if isinstance(model, str)

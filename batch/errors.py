@@ -6,6 +6,8 @@ BatchError
 ├── OutputError      the output belongs to another recipe or manifest: nothing is started
 ├── PictureError     a row's picture cannot be had: the row is rejected
 ├── MachineFault     memory or the card gave out under some rows: they are tried again elsewhere
+├── StorageError     the output cannot be written, whoever tries: the run stops, nothing is lost
+├── StorageDown      storage does not answer: tried again, elsewhere
 └── RunFailed        workers keep failing, or too many rows: the run stops, a rerun goes on
 """
 
@@ -32,6 +34,14 @@ class PictureError(BatchError):
 
 class MachineFault(BatchError):
     """Memory or the card gave out while a worker was at some rows."""
+
+
+class StorageError(BatchError):
+    """A disk that is full, a bucket that refuses us: asking again will not mend it."""
+
+
+class StorageDown(BatchError):
+    """Storage that does not answer, after several tries."""
 
 
 class RunFailed(BatchError):

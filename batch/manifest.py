@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from batch.errors import ManifestError
-from batch.storage import open_uri
+from batch.errors import ManifestError, StorageError
+from batch.storage import S3, open_uri
 from schemas.base import SchemaError
 from schemas.manifest import COLUMNS, PromptRow
 
@@ -50,14 +50,20 @@ class Manifest:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.fs, self.base, paths = find_files(uri)
-        self.files = tuple(self._open(path) for path in paths)
+        try:
+            self.fs, self.base, paths = find_files(uri)
+            self.files = tuple(self._open(path) for path in paths)
+        except (OSError, StorageError) as error:
+            raise ManifestError(f"manifest {uri}: cannot be read: {error}") from None
 
     @property
     def root(self) -> str:
         """The folder that names are relative to, as a path or URI."""
-        scheme, has_one, _ = self.uri.partition("://")
-        return f"{scheme}://{self.base}" if has_one else self.base
+        scheme, has_one, rest = self.uri.partition("://")
+        if not has_one:
+            return self.base
+        _, mark, options = rest.partition("?") if self.uri.startswith(S3) else (rest, "", "")
+        return f"{scheme}://{self.base}{mark}{options}"
 
     @property
     def rows(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch.errors import OutputError
+from batch.errors import OutputError, StorageError
 from batch.manifest import ManifestFile
 from batch.receipt import RECEIPTS, Counted, by_shard
 from batch.shards import digest
@@ -28,7 +28,7 @@ class Output:
     def __init__(self, uri: str, kind: str) -> None:
         try:
             self.storage = Storage(uri)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, StorageError) as error:
             raise OutputError(f"output {uri}: {error}") from None
         self.suffix = SUFFIX[kind]
 
@@ -85,7 +85,7 @@ class Output:
         try:
             if self.storage.create(name, to_json(recipe)):
                 return
-        except OSError as error:
+        except (OSError, StorageError) as error:
             raise OutputError(f"output {self.storage.uri}: cannot be written: {error}") from None
         there = json.loads(self.storage.read(name))
         here = json.loads(to_json(recipe))

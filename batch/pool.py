@@ -17,7 +17,7 @@ from batch.actor import Refused, ShardWorker
 from batch.backlog import Backlog, Lease
 from batch.blame import Blame
 from batch.crumb import crumb_path, read_crumb
-from batch.errors import BatchError, MachineFault, RunFailed
+from batch.errors import BatchError, MachineFault, RunFailed, StorageDown
 from batch.nodes import alive, ask, resources
 from batch.report import Pulse, ShardReport
 from batch.shards import Shard
@@ -258,7 +258,7 @@ class Pool:
         if isinstance(cause, MachineFault) and lease is not None:
             logger.warning("machine gave out", extra={"shard": lease.shard.name, "why": str(cause)})
             self._strike(lane, f"MachineFault: {str(cause).partition(':')[0]}, tried alone")
-        elif lease is None or isinstance(cause, EngineError | BatchError):
+        elif lease is None or everyones(cause):
             raise cause
         else:
             logger.warning("shard failed", extra={"shard": lease.shard.name, "why": repr(cause)})
@@ -352,3 +352,8 @@ class Pool:
                 lane.actor.leave.options(concurrency_group=TALK).remote()
         while self._leased() and time.monotonic() - began < DRAIN_S:
             yield from self._answers(POLL_S)
+
+
+def everyones(cause: Exception) -> bool:
+    """Whether a fault is the user's or ours, so that trying elsewhere is no use."""
+    return isinstance(cause, EngineError | BatchError) and not isinstance(cause, StorageDown)

@@ -1,5 +1,6 @@
-"""One folder on a disk or an object store, in which files appear whole or not at all."""
+"""One folder on a disk or in an S3 bucket, in which files appear whole or not at all."""
 
+import errno
 import os
 import tempfile
 import time
@@ -8,12 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
+from batch.bucket import Bucket, Place
+from batch.errors import StorageError
+
 ATTEMPTS = "_run/tmp"
 STALE_S = 24 * 3600.0
+S3 = "s3://"
 
 
 @dataclass(frozen=True)
@@ -24,37 +30,44 @@ class Attempt:
 
 
 class Storage:
-    """Files by their name inside `uri`, which is a local path or anything pyarrow can open."""
+    """Files by their name inside `uri`, a local path or an `s3://` address.
+
+    StorageError for what asking again will not mend (a full disk, no permission), StorageDown for
+    what it may.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        if "://" in uri and not uri.startswith((S3, "file://")):
+            raise StorageError(
+                f"{uri}: outputs are local folders or {S3} addresses; others cannot create a file "
+                "only if it is absent"
+            )
         self.fs, self.root = open_uri(uri)
         self.local = isinstance(self.fs, fs.LocalFileSystem)
+        self.bucket = None if self.local else Bucket(uri)
 
     def path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def names(self, folder: str) -> list[str]:
         """Files directly in `folder`, sorted; none if there is no such folder."""
-        if self.local:
-            try:
-                with os.scandir(self.path(folder)) as entries:
-                    return sorted(entry.name for entry in entries if entry.is_file())
-            except FileNotFoundError:
-                return []
-        selector = fs.FileSelector(self.path(folder), allow_not_found=True)
-        found = self.fs.get_file_info(selector)
-        return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+        if self.bucket:
+            return self.bucket.names(folder)
+        try:
+            with os.scandir(self.path(folder)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
+        except FileNotFoundError:
+            return []
 
     def exists(self, name: str) -> bool:
-        return bool(self.fs.get_file_info(self.path(name)).type == fs.FileType.File)
+        return self.bucket.exists(name) if self.bucket else Path(self.path(name)).is_file()
 
     def open(self, name: str) -> pa.NativeFile:
         return self.fs.open_input_file(self.path(name))
 
     def read(self, name: str) -> bytes:
-        with self.open(name) as file:
-            return bytes(file.read())
+        return self.bucket.read(name) if self.bucket else Path(self.path(name)).read_bytes()
 
     def create(self, name: str, data: bytes | pa.Buffer) -> bool:
         """Publish `data` under `name` unless that exists; whether it was we who did."""
@@ -67,21 +80,19 @@ class Storage:
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
         """A file on a local disk, to be filled and published; gone afterwards."""
-        folder = Path(self.path(ATTEMPTS)) if self.local else Path(tempfile.gettempdir())
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.gettempdir()) if self.bucket else Path(self.path(ATTEMPTS))
         attempt = Attempt(folder / f"{uuid.uuid4().hex}.part")
-        try:
-            yield attempt
-        finally:
-            attempt.path.unlink(missing_ok=True)
+        with told(self.uri, attempt.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                yield attempt
+            finally:
+                attempt.path.unlink(missing_ok=True)
 
     def publish(self, attempt: Attempt, name: str) -> bool:
         """Show what is in `attempt` under `name` unless that exists; whether it was we who did."""
-        if not self.local:
-            if self.exists(name):
-                return False
-            self._put(name, attempt.path.read_bytes())
-            return True
+        if self.bucket:
+            return self.bucket.create(name, attempt.path)
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
         sync(attempt.path)
@@ -94,8 +105,8 @@ class Storage:
     def replace(self, name: str, data: bytes | pa.Buffer, *, durable: bool = True) -> None:
         """Publish `data` under `name`, in the place of what may be there. What is not durable may
         be torn when the machine falls."""
-        if not self.local:
-            self._put(name, data)
+        if self.bucket:
+            self.bucket.put(name, bytes(memoryview(data)))
             return
         with self.attempt() as attempt:
             attempt.path.write_bytes(memoryview(data))
@@ -107,11 +118,16 @@ class Storage:
 
     def remove(self, name: str) -> None:
         """Take a file away, if it is there."""
-        if self.exists(name):
-            self.fs.delete_file(self.path(name))
+        if self.bucket:
+            self.bucket.delete(name)
+        else:
+            Path(self.path(name)).unlink(missing_ok=True)
 
     def remove_folder(self, name: str) -> None:
         """Take away a folder and all that is below it, if it is there."""
+        if self.bucket:
+            self.bucket.delete_below(name)
+            return
         with suppress(FileNotFoundError):
             self.fs.delete_dir(self.path(name))
 
@@ -127,10 +143,27 @@ class Storage:
             except FileNotFoundError:  # another run sweeps, too
                 continue
 
-    def _put(self, name: str, data: bytes | pa.Buffer) -> None:
-        # an object store shows an object only when its upload is complete
-        with self.fs.open_output_stream(self.path(name)) as stream:
-            stream.write(data)
+
+LASTING = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EROFS: "the disk can only be read",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.EFBIG: "the file is too large",
+}
+
+
+@contextmanager
+def told(uri: str, path: Path) -> Iterator[None]:
+    """A disk's lasting faults as ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in LASTING:
+            why = LASTING[error.errno]
+            raise StorageError(f"{uri}: cannot be written: {why} ({path.parent})") from None
+        raise
 
 
 def sync(path: Path) -> None:
@@ -141,7 +174,16 @@ def sync(path: Path) -> None:
 
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of a local path or URI, and the path inside it without a trailing slash."""
+    if uri.startswith(S3):
+        place = Place.parse(uri)
+        return place.file_system(), f"{place.bucket}/{place.path}".rstrip("/")
     if "://" in uri:
         file_system, path = fs.FileSystem.from_uri(uri)
         return file_system, path.rstrip("/")
     return fs.LocalFileSystem(), str(Path(uri).absolute())
+
+
+def name_of(uri: str) -> str:
+    """The last part of an address's path."""
+    path = urlsplit(uri).path if "://" in uri else uri
+    return path.rstrip("/").rpartition("/")[2]

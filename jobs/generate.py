@@ -108,7 +108,7 @@ def work(
     except (JobError, OutputError, CheckpointError, SettingError) as error:
         logger.error(str(error))  # noqa: TRY400
         return cli.REFUSED
-    except (BatchError, EngineError) as error:
+    except (BatchError, EngineError, OSError) as error:
         logger.error(str(error))  # noqa: TRY400
         return cli.BROKEN
     finally:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
+from schemas.address import check_address
 from schemas.base import Schema
 from schemas.engine import EngineConfig
 from schemas.manifest import COLUMNS
@@ -31,6 +32,13 @@ class GenerateJob(Schema):
     row_timeout: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
     engine: EngineConfig = EngineConfig()
     sampling: Sampling = Sampling()
+
+    @field_validator("manifest", "output", "picture_roots")
+    @classmethod
+    def _no_secrets(cls, addresses: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for address in [addresses] if isinstance(addresses, str) else addresses:
+            check_address(address)
+        return addresses
 
     @field_validator("passthrough")
     @classmethod

@@ -26,6 +26,8 @@ DOORS = {
         "shapes/folder.py",
         "shapes/text.py",
     },
+    "boto3": {"batch/bucket.py"},
+    "botocore": {"batch/bucket.py"},
     "yaml": {"jobs/cli.py"},
     "typer": {"jobs/generate.py"},
 }

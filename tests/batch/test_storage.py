@@ -1,11 +1,14 @@
+import errno
 import os
+import resource
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from batch.storage import ATTEMPTS, STALE_S, Storage, open_uri
+from batch.errors import StorageError
+from batch.storage import ATTEMPTS, STALE_S, Storage, name_of, open_uri
 
 
 def test_the_first_of_two_publishers_stands(tmp_path: Path) -> None:
@@ -64,3 +67,48 @@ def test_a_folder_that_is_not_there_has_no_files(tmp_path: Path) -> None:
 def test_a_path_and_its_uri_are_the_same_place(tmp_path: Path, prefix: str) -> None:
     file_system, path = open_uri(f"{prefix}{tmp_path}")
     assert (file_system.type_name, path) == ("local", str(tmp_path))
+
+
+@pytest.mark.parametrize("size", [100, 10**6])
+def test_a_disk_that_takes_no_more_is_said_and_nothing_is_half_there(
+    tmp_path: Path, size: int
+) -> None:
+    storage = Storage(str(tmp_path))
+    storage.create("data/a", b"whole")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, limits[1]))
+    try:
+        if size > 2**14:
+            with pytest.raises(StorageError, match="cannot be written: the file is too large"):
+                storage.create("data/b", b"x" * size)
+            with pytest.raises(StorageError, match="cannot be written: the file is too large"):
+                storage.replace("data/a", b"x" * size)
+        else:
+            storage.create("data/b", b"x" * size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert storage.read("data/a") == b"whole"
+    assert storage.names(ATTEMPTS) == []
+    assert storage.names("data") == (["a"] if size > 2**14 else ["a", "b"])
+
+
+@pytest.mark.parametrize(("number", "why"), [(errno.ENOSPC, "the disk is full")])
+def test_a_full_disk_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, why: str
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    storage = Storage(str(tmp_path))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=f"cannot be written: {why}"):
+        storage.create("data/a", b"one")
+    assert storage.names("data") == storage.names(ATTEMPTS) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [("/a/b/", "b"), ("s3://b/c/a?scheme=http", "a"), ("/odd?name", "odd?name"), ("a", "a")],
+)
+def test_the_name_of_an_address_is_the_end_of_its_path(uri: str, name: str) -> None:
+    assert name_of(uri) == name

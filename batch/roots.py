@@ -1,0 +1,106 @@
+"""The places from which a job's pictures may come; nothing outside them is opened."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from batch.errors import PictureError
+from batch.storage import open_uri
+from batch.web import WebRoot, shown
+
+WEB = ("http://", "https://")
+
+
+class Root(Protocol):
+    """One place."""
+
+    def find(self, address: str) -> str | None:
+        """Where in it that is, or None if it lies elsewhere; a relative one starts here."""
+
+    def read(self, place: str) -> bytes:
+        """OSError or PictureError if it cannot be had."""
+
+
+class Folder:
+    """A folder on a disk; a link is followed, and judged by where it leads."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).resolve()
+
+    def find(self, address: str) -> str | None:
+        if "://" in address:
+            scheme, _, address = address.partition("://")
+            if scheme != "file":
+                return None
+        path = (self.path / address).resolve()
+        return str(path) if path.is_relative_to(self.path) else None
+
+    def read(self, place: str) -> bytes:
+        return Path(place).read_bytes()
+
+
+class Store:
+    """A folder of an object store."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.scheme, _, rest = uri.partition("://")
+        self.path = PurePosixPath(rest.partition("?")[0])
+
+    @cached_property
+    def fs(self) -> fs.FileSystem:
+        return open_uri(self.uri)[0]
+
+    def find(self, address: str) -> str | None:
+        scheme, absolute, rest = address.partition("://")
+        if not absolute:
+            if address.startswith("/"):
+                return None
+            path = self.path / address
+        elif scheme == self.scheme:
+            path = PurePosixPath(rest)
+        else:
+            return None
+        outside = ".." in path.parts or not path.is_relative_to(self.path)
+        return None if outside else str(path)
+
+    def read(self, place: str) -> bytes:
+        with self.fs.open_input_file(place) as file:
+            return bytes(file.read())
+
+
+def root_of(uri: str) -> Root:
+    """The place that an address of `picture_roots` means."""
+    if uri.startswith(WEB):
+        return WebRoot(uri)
+    if uri.startswith("file://"):
+        return Folder(urlsplit(uri).path)
+    return Store(uri) if "://" in uri else Folder(uri)
+
+
+class Roots:
+    """All of a job's places; the first is the manifest's own folder."""
+
+    def __init__(self, uris: Sequence[str]) -> None:
+        self.uris = tuple(uris)
+        self.roots = [root_of(uri) for uri in uris]
+
+    def read(self, address: str) -> bytes:
+        """PictureError if it lies in none of the places, or cannot be had."""
+        name = shown(address)
+        roots = self.roots if "://" in address or address.startswith("/") else self.roots[:1]
+        for root in roots:
+            if (place := root.find(address)) is None:
+                continue
+            try:
+                return root.read(place)
+            except OSError as error:
+                raise PictureError(f"{name}: cannot be read: {type(error).__name__}") from None
+        raise PictureError(
+            f"{name}: lies outside the allowed places: {', '.join(self.uris)} "
+            "(picture_roots adds one)"
+        )
