@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from batch.crumb import Crumb
+from batch.errors import MachineFault
 from batch.manifest import RowReader
 from batch.output import Output
 from batch.parts import Parts
@@ -125,6 +126,9 @@ class ShardWorker:
         try:
             for item in self.stage(wishes, shard.file.name, self.watch.over(shard.name)):
                 made.put(item)
+        except MachineFault as error:
+            error.rows = self.watch.rows
+            raise
         finally:
             made.put(None)
             self.watch.idle(time.monotonic() - began)
@@ -167,6 +171,7 @@ class Watchman:
     def __post_init__(self) -> None:
         self.crumb = Crumb(self.path) if self.path else None
         self.stage, self.since, self.slowest, self.busy = "", time.monotonic(), 0.0, 0.0
+        self.rows: tuple[int, ...] = ()
         self.hands = itertools.count()
         self.finished: dict[int, int] = {}
 
@@ -181,8 +186,9 @@ class Watchman:
 
     def at(self, stage: str, shard: str, wishes: Sequence[Wish]) -> None:
         self._turn(stage)
+        self.rows = tuple(sorted({wish.row.number for wish in wishes}))
         if self.crumb:
-            self.crumb.write(shard, sorted({wish.row.number for wish in wishes}))
+            self.crumb.write(shard, self.rows)
 
     def idle(self, busy: float) -> None:
         """The card has nothing to do; it had, for so many seconds."""

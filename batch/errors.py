@@ -33,7 +33,9 @@ class PictureError(BatchError):
 
 
 class MachineFault(BatchError):
-    """Memory or the card gave out while a worker was at some rows."""
+    """Memory or the card gave out while a worker was at some rows of a shard."""
+
+    rows: tuple[int, ...] = ()
 
 
 class StorageError(BatchError):

@@ -34,6 +34,7 @@ LOOK_S = 5.0  # between two looks at the size of the cluster
 DRAIN_S = 55.0  # RAY_JOB_STOP_WAIT_TIME_S is to be more
 FIRST_TIMEOUT_S = 3600.0  # of a micro-batch, as long as none has been timed
 LEAST_TIMEOUT_S = 300.0
+LOADED_PATIENCE = 10  # times the deaths while loading, if some worker has its engine
 PATIENCE = 20  # times the longest micro-batch so far
 
 MakeWorker = Callable[[Path], ShardWorker]
@@ -257,7 +258,8 @@ class Pool:
         lease = lane.leases.get(ref)
         if isinstance(cause, MachineFault) and lease is not None:
             logger.warning("machine gave out", extra={"shard": lease.shard.name, "why": str(cause)})
-            self._strike(lane, f"MachineFault: {str(cause).partition(':')[0]}, tried alone")
+            why = f"MachineFault: {str(cause).partition(':')[0]}, tried alone"
+            self._strike(lane, why, (lease.shard.name, list(cause.rows)))
         elif lease is None or everyones(cause):
             raise cause
         else:
@@ -275,7 +277,7 @@ class Pool:
             self._take_back(lane)
         elif lane.node is None:
             self._deaths_while_loading += 1
-            if self._deaths_while_loading > self.retries:
+            if self._deaths_while_loading > self.retries * (LOADED_PATIENCE if self.loaded else 1):
                 raise RunFailed(f"workers die while they load the engine: {error}")
         elif lane.hung:
             self._strike(lane, "RowTimeout: it took longer than row_timeout, tried alone")
@@ -283,11 +285,12 @@ class Pool:
             self._strike(lane, "WorkerDied: the process died while this row was tried alone")
         self._replace(lane)
 
-    def _strike(self, lane: Lane, why: str) -> None:
-        """Blame the rows that the worker was at, and take back what it had."""
+    def _strike(self, lane: Lane, why: str, at: tuple[str, list[int]] | None = None) -> None:
+        """Blame the rows that the worker was at, and take back what it had. A process that is gone
+        has left a crumb that says where it was."""
         assert lane.node is not None
         leases = list(lane.leases.values())
-        crumb = ask(lane.node, read_crumb, crumb_path(lane.name))
+        at = at or ask(lane.node, read_crumb, crumb_path(lane.name))
         if lane.alone and len(leases) == 1 and leases[0].rows is not None:
             (row,) = leases[0].rows
             self._blame.refuse(leases[0].shard, row, why)
@@ -299,8 +302,8 @@ class Pool:
         shards = {lease.shard.name: lease.shard for lease in leases}
         for shard in shards.values():
             suspects = self._blame.death(shard)
-            if crumb and crumb[0] == shard.name:
-                suspects += self._blame.strike(shard, crumb[1])
+            if at and at[0] == shard.name:
+                suspects += self._blame.strike(shard, at[1])
             if suspects:
                 logger.warning(
                     "rows are tried alone", extra={"shard": shard.name, "rows": len(suspects)}

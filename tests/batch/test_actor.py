@@ -1,4 +1,5 @@
 import dataclasses
+import pickle
 import threading
 import time
 from collections.abc import Sequence
@@ -192,3 +193,13 @@ class Mended(Painter):
 
     def paint(self, request: GenerationRequest) -> Outcome:
         return super().paint(dataclasses.replace(request, prompt="fox"))
+
+
+def test_memory_that_gives_out_names_the_rows_that_were_worked_on(tmp_path: Path) -> None:
+    worker, shards = worker_and_shards(
+        tmp_path, ["fox"] * 8 + ["hog"] + ["owl"] * 7, rows_per_shard=16
+    )
+    with pytest.raises(MachineFault) as caught:
+        worker(shards[0])
+    assert caught.value.rows == (8, 9, 10, 11)
+    assert pickle.loads(pickle.dumps(caught.value)).rows == (8, 9, 10, 11)  # as it travels
