@@ -17,7 +17,13 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 DOORS = {
-    "ray": {"batch/nodes.py", "batch/pool.py", "jobs/cli.py", "jobs/generate.py"},
+    "ray": {
+        "batch/nodes.py",
+        "batch/pool.py",
+        "jobs/cli.py",
+        "jobs/generate.py",
+        "jobs/submit.py",
+    },
     "transformers": {"flux_engine/models/text.py", "shapes/text.py", "shapes/vocabulary.py"},
     "safetensors": {
         "flux_engine/weights/reader.py",
@@ -29,7 +35,7 @@ DOORS = {
     "boto3": {"batch/bucket.py"},
     "botocore": {"batch/bucket.py"},
     "yaml": {"jobs/cli.py"},
-    "typer": {"jobs/generate.py"},
+    "typer": {"jobs/generate.py", "jobs/submit.py"},
 }
 LONGEST_FILE = 400  # lines
 
