@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 
+from batch.belt import Belt
 from batch.crumb import Crumb
 from batch.errors import MachineFault
 from batch.manifest import RowReader
@@ -28,6 +28,7 @@ from batch.wishes import Wish, rejected, wishes_of
 from schemas.jobs import GenerateJob
 from schemas.records import Record
 
+UNWRITTEN = 16  # records of a shard that wait for the disk
 Refused = dict[int, str]  # rows that are not to be tried, and why, as "Class: words"
 
 
@@ -98,16 +99,16 @@ class ShardWorker:
                 todo.append(wish)
         if not todo:
             return
-        made: SimpleQueue[tuple[Wish, Future[Record]] | None] = SimpleQueue()
+        made: Belt[tuple[Wish, Future[Record]]] = Belt(UNWRITTEN)
         hand = self.watch.take_in_hand()
         computing = self.card.submit(self._compute, shard, todo, parts, made)
         try:
-            while (item := made.get()) is not None:
-                wish, record = item
+            for wish, record in made:
                 parts.add(wish.number, record.result())
                 self.watch.finished[hand] += 1
             computing.result()
         except BaseException:
+            made.leave()
             parts.flush()
             raise
         finally:
@@ -118,19 +119,20 @@ class ShardWorker:
         shard: Shard,
         wishes: Sequence[Wish],
         parts: Parts,
-        made: "SimpleQueue[tuple[Wish, Future[Record]] | None]",
+        made: Belt[tuple[Wish, Future[Record]]],
     ) -> None:
         """Drive the stage, in the card's thread."""
         began = time.monotonic()
         parts.rest()
         try:
             for item in self.stage(wishes, shard.file.name, self.watch.over(shard.name)):
-                made.put(item)
+                if not made.put(item):
+                    break
         except MachineFault as error:
             error.rows = self.watch.rows
             raise
         finally:
-            made.put(None)
+            made.close()
             self.watch.idle(time.monotonic() - began)
 
     def _publish(

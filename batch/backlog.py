@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from batch.shards import Shard
 
 SMALLEST_PIECE = 4  # rows
+EVEN = 1.1  # times its share is what a worker may have at most
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,23 @@ class Backlog:
         self._alone.extend(Lease(shard, (row,), alone=True) for row in rows)
 
     def split(self, workers: int) -> None:
-        """Cut the last shards into pieces, so that so many workers have something to do."""
-        if not 0 < len(self._waiting) < workers:
+        """Cut the last shards into pieces that so many workers can share evenly."""
+        waiting = list(self._waiting)
+        if not 0 < len(waiting) < workers or any(lease.rows is not None for lease in waiting):
             return
-        whole = [lease for lease in self._waiting if lease.rows is None]
-        if not whole or len(whole) < len(self._waiting):
+        fresh = [lease.shard for lease in waiting if self._may_be_cut(lease.shard)]
+        if not fresh:
             return
-        self._waiting.clear()
-        for n, lease in enumerate(whole):
-            share = workers // len(whole) + (n < workers % len(whole))
-            self._waiting.extend(self._pieces(lease.shard, share))
+        size = piece_size([shard.rows for shard in fresh], workers)
+        self._waiting = deque(
+            piece for lease in waiting for piece in self._pieces(lease.shard, size)
+        )
 
-    def _pieces(self, shard: Shard, count: int) -> list[Lease]:
-        size = max(-(-shard.rows // count), SMALLEST_PIECE)
-        if size >= shard.rows or shard.name in self._owed or shard.name in self._cut:
+    def _may_be_cut(self, shard: Shard) -> bool:
+        return shard.name not in self._owed and shard.name not in self._cut
+
+    def _pieces(self, shard: Shard, size: int) -> list[Lease]:
+        if size >= shard.rows or not self._may_be_cut(shard):
             return [Lease(shard)]
         self._cut.add(shard.name)
         end = shard.first + shard.rows
@@ -96,3 +100,20 @@ class Backlog:
         ]
         self._owed[shard.name] = len(pieces)
         return pieces
+
+
+def piece_size(rows: Sequence[int], workers: int) -> int:
+    """Rows of a piece: the most with which no worker has much more than its share of these shards,
+    a multiple of the smallest piece."""
+    counts = Counter(rows)
+    share = sum(rows) / workers
+    largest = -(-max(rows) // SMALLEST_PIECE) * SMALLEST_PIECE
+
+    def longest(size: int) -> int:
+        """What some worker has to do."""
+        pieces = sum(-(-each // size) * count for each, count in counts.items())
+        return -(-pieces // workers) * size
+
+    sizes = range(largest, 0, -SMALLEST_PIECE)
+    even = (size for size in sizes if longest(size) <= EVEN * share)
+    return next(even, None) or min(sizes, key=longest)

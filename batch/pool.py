@@ -18,6 +18,7 @@ from batch.backlog import Backlog, Lease
 from batch.blame import Blame
 from batch.crumb import crumb_path, read_crumb
 from batch.errors import BatchError, MachineFault, RunFailed, StorageDown
+from batch.memory import keep_no_large_blocks
 from batch.nodes import alive, ask, resources
 from batch.report import Pulse, ShardReport
 from batch.shards import Shard
@@ -47,6 +48,7 @@ class WorkerProcess:
         import torch  # in the worker alone
 
         torch.set_num_threads(threads)
+        keep_no_large_blocks()
         self.worker = make(crumb_path(name))
 
     def ready(self) -> str:
@@ -184,8 +186,8 @@ class Pool:
                 if lease:
                     self._give(lane, lease)
         common = [lane for lane in self._lanes if not lane.alone]
-        self._backlog.split(len(common))
         for depth in range(1, LEASES + 1):
+            self._backlog.split(len(common))
             for lane in common:
                 idle = sum(not other.leases for other in common)  # those that still load, too
                 if len(lane.leases) >= depth or lane.node is None:

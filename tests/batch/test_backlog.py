@@ -1,6 +1,8 @@
 from typing import Any
 
-from batch.backlog import Backlog, Lease
+import pytest
+
+from batch.backlog import Backlog, Lease, piece_size
 from batch.shards import Shard
 
 FILE: Any = None
@@ -30,8 +32,8 @@ def test_the_last_shards_are_cut_so_that_every_worker_has_a_piece() -> None:
     assert [(p.shard.name, p.rows) for p in pieces] == [
         ("a", tuple(range(8))),
         ("a", tuple(range(8, 16))),
-        ("b", tuple(range(5))),
-        ("b", tuple(range(5, 10))),
+        ("b", tuple(range(8))),
+        ("b", tuple(range(8, 10))),
     ]
     for piece in pieces:
         backlog.answered(piece)
@@ -49,6 +51,22 @@ def test_nothing_is_cut_while_there_are_shards_enough_or_into_less_than_four_row
     backlog = Backlog([shard("a", 4)])
     backlog.split(6)
     assert [lease.rows for lease in taken(backlog)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "size"),
+    [
+        ([64], 2, 32),
+        ([64] * 3, 4, 16),
+        ([64], 4, 16),
+        ([64, 64], 4, 32),
+        ([64], 7, 12),
+        ([1000], 3, 364),
+        ([5], 4, 4),
+    ],
+)
+def test_pieces_are_as_large_as_even_shares_allow(rows: list[int], workers: int, size: int) -> None:
+    assert piece_size(rows, workers) == size
 
 
 def test_a_piece_that_comes_back_is_not_cut_again() -> None:

@@ -1,0 +1,52 @@
+"""Things from one thread to another, in order, a few at a time; either side may end it."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Belt(Generic[T]):
+    """Holds up to `most` things; who brings more waits."""
+
+    def __init__(self, most: int) -> None:
+        self._things: deque[T] = deque()
+        self._most = most
+        self._changed = threading.Condition()
+        self._closed = False
+        self._left = False
+
+    def put(self, thing: T) -> bool:
+        """Whether it was taken on: not if nobody takes things off any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left or len(self._things) < self._most)
+            if self._left:
+                return False
+            self._things.append(thing)
+            self._changed.notify_all()
+            return True
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """Nothing more will be taken off."""
+        with self._changed:
+            self._left = True
+            self._things.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or len(self._things) > 0)
+                if not self._things:
+                    return
+                thing = self._things.popleft()
+                self._changed.notify_all()
+            yield thing
