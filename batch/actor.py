@@ -17,6 +17,7 @@ from batch.belt import Belt
 from batch.crumb import Crumb
 from batch.errors import MachineFault
 from batch.manifest import RowReader
+from batch.memory import give_back
 from batch.output import Output
 from batch.parts import Parts
 from batch.publish import publish
@@ -28,6 +29,7 @@ from batch.wishes import Wish, rejected, wishes_of
 from schemas.jobs import GenerateJob
 from schemas.records import Record
 
+LARGE = 32 * 2**20  # bytes of a shard file that leave a mark on a process
 UNWRITTEN = 16  # records of a shard that wait for the disk
 Refused = dict[int, str]  # rows that are not to be tried, and why, as "Class: words"
 
@@ -145,6 +147,8 @@ class ShardWorker:
         parts.remove()
         if receipt is None:
             return self._there(shard, began)
+        if receipt.data_bytes > LARGE:
+            give_back()
         return self._report(shard, began, "published", (receipt.done, receipt.rejected))
 
     def _there(self, shard: Shard, began: float) -> ShardReport:

@@ -1,4 +1,4 @@
-"""Large blocks of memory go back to the system as soon as they are freed.
+"""Memory that was freed goes back to the system.
 
 Without this a worker that has written a shard of large pictures keeps hundreds of MB that nobody
 uses: the C library and Arrow's own allocator hold on to them for later.
@@ -9,12 +9,10 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-M_MMAP_THRESHOLD = -3  # of mallopt(3)
-LARGE = 2**20  # bytes
 
-
-def keep_no_large_blocks() -> None:
-    """For this process; where the C library has no such setting, only Arrow's part."""
-    pa.set_memory_pool(pa.system_memory_pool())
+def give_back() -> None:
+    """What this process has freed and still holds; costs a few ms. Where the C library has no such
+    call, only Arrow's part."""
+    pa.default_memory_pool().release_unused()
     with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+        ctypes.CDLL(None).malloc_trim(0)

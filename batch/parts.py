@@ -35,6 +35,7 @@ class Parts:
     def __init__(self, storage: Storage, shard: str) -> None:
         self.storage, self.folder = storage, parts_folder(shard)
         self._held: dict[int, Record] = {}
+        self._bytes = 0  # of the pictures held
         self._kept: dict[int, tuple[str, int]] = {}  # which part, and where in it
         self._cost = FIRST_COST_S
         self._flushed = time.monotonic()
@@ -52,9 +53,9 @@ class Parts:
         """Hold a finished record, and write a part if that is due."""
         self._held[number] = record
         self.rejected += isinstance(record, RejectedRecord)
+        self._bytes += len(record.image) if isinstance(record, ImageRecord) else 0
         saved = time.monotonic() - self._flushed
-        pictures = sum(len(r.image) for r in self._held.values() if isinstance(r, ImageRecord))
-        if saved > WORTH * self._cost or pictures > HELD_BYTES:
+        if saved > WORTH * self._cost or self._bytes > HELD_BYTES:
             self.flush()
 
     def rest(self) -> None:
@@ -68,7 +69,7 @@ class Parts:
             name = f"{self.folder}/{uuid.uuid4().hex}.arrow"
             self.storage.replace(name, to_part(self._held), durable=False)
             self._kept |= {number: (name, i) for i, number in enumerate(self._held)}
-            self._held = {}
+            self._held, self._bytes = {}, 0
         self._flushed = time.monotonic()
         self._cost = max(self._flushed - began, FIRST_COST_S)
 

@@ -18,7 +18,6 @@ from batch.backlog import Backlog, Lease
 from batch.blame import Blame
 from batch.crumb import crumb_path, read_crumb
 from batch.errors import BatchError, MachineFault, RunFailed, StorageDown
-from batch.memory import keep_no_large_blocks
 from batch.nodes import alive, ask, resources
 from batch.report import Pulse, ShardReport
 from batch.shards import Shard
@@ -48,7 +47,6 @@ class WorkerProcess:
         import torch  # in the worker alone
 
         torch.set_num_threads(threads)
-        keep_no_large_blocks()
         self.worker = make(crumb_path(name))
 
     def ready(self) -> str:
