@@ -10,6 +10,8 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from string import Template
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -17,11 +19,14 @@ from PIL import Image
 
 from batch.output import DATA, REJECTED, Output
 from batch.report import RunReport
+from batch.storage import name_of
 from schemas.jobs import GenerateJob
 
 SHOWN = 240
 SHOWN_REJECTS = 100
 THUMB = 192  # pixels
+PROMPT_SHOWN = 200  # characters, of a rejected row
+PAGE = Path(__file__).with_name("page.html")
 COLUMNS = ("key", "sample", "prompt", "seed", "height", "width", "num_inference_steps")
 
 
@@ -71,13 +76,19 @@ def thumbnail(data: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
+def bucket(told: dict[str, Any]) -> str:
+    """Size and steps, by which the page filters."""
+    return f"{told['width']}×{told['height']}, {told['num_inference_steps']} steps"
+
+
 def figure(one: Shown) -> str:
-    prompt = escape(one.told["prompt"])
-    details = escape(", ".join(f"{k} {v}" for k, v in one.told.items() if k != "prompt"))
+    details = ", ".join(f"{name} {one.told[name]}" for name in ("key", "sample", "seed"))
+    size = bucket(one.told)
     return (
-        f'<figure data-text="{prompt.lower()} {details.lower()}">'
-        f'<img src="{thumbnail(one.image)}" alt="{prompt}" loading="lazy">'
-        f"<figcaption>{prompt}<small>{details}</small></figcaption></figure>"
+        f'<figure data-bucket="{escape(size)}">'
+        f'<img src="{thumbnail(one.image)}" alt="" loading="lazy">'
+        f"<figcaption>{escape(one.told['prompt'])}<small>{escape(details)}, {escape(size)}</small>"
+        "</figcaption></figure>"
     )
 
 
@@ -87,57 +98,39 @@ def rejects(output: Output) -> Iterator[dict[str, Any]]:
             yield from pq.read_table(file).to_pylist()
 
 
-def rejects_table(output: Output) -> str:
+def rejects_table(output: Output) -> tuple[str, int]:
+    """The table, and how many rows it shows."""
     rows = []
     for row, _ in zip(rejects(output), range(SHOWN_REJECTS), strict=False):
-        cells = (f"{row['manifest_file']}:{row['row']}", row["key"], row["error"], row["reason"])
+        cells = (
+            f"{row['manifest_file']}:{row['row']}",
+            row["key"],
+            row["error"],
+            row["reason"],
+            (row["prompt"] or "")[:PROMPT_SHOWN],
+        )
         rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
     if not rows:
-        return ""
-    head = "<tr><th>row</th><th>key</th><th>error</th><th>reason</th></tr>"
-    return f"<h2>Rejected</h2><table>{head}{''.join(rows)}</table>"
+        return "", 0
+    head = "".join(f"<th>{name}</th>" for name in ("row", "key", "error", "reason", "prompt"))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<section id="rejected"><h2>Rejected</h2>{table}</section>', len(rows)
 
 
 def page(job: GenerateJob, output: Output, report: RunReport) -> str:
     """The page, with the first pictures of the dataset."""
-    figures = [figure(one) for one, _ in zip(shown(output), range(SHOWN), strict=False)]
-    title = escape(job.output.rstrip("/").rpartition("/")[2] or "dataset")
+    pictures = [one for one, _ in zip(shown(output), range(SHOWN), strict=False)]
+    buckets = sorted({bucket(one.told) for one in pictures})
+    table, listed = rejects_table(output)
     counts = f"{report.done} pictures, {report.rejected} rejected, {report.rows} wanted"
-    if len(figures) < report.done:
-        counts += f"; the first {len(figures)} are shown"
-    return PAGE.format(
-        title=title, counts=counts, figures="\n".join(figures), rejects=rejects_table(output)
+    if len(pictures) < report.done:
+        counts += f"; the first {len(pictures)} are shown"
+    if listed < report.rejected:
+        counts += f"; {listed} of the rejected are listed"
+    return Template(PAGE.read_text()).substitute(
+        title=escape(name_of(job.output) or "dataset"),
+        counts=counts,
+        buckets="".join(f"<option>{escape(name)}</option>" for name in buckets),
+        figures="\n".join(figure(one) for one in pictures),
+        rejects=table,
     )
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-:root {{ color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }}
-body {{ margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }}
-header {{ display: flex; gap: 1rem; align-items: baseline; flex-wrap: wrap; }}
-h1 {{ margin: 0; font-size: 1.4rem; }}
-input {{ margin-left: auto; padding: .4rem .7rem; font: inherit; min-width: 16rem; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(192px, 1fr)); gap: 1rem;
-  margin-top: 1rem; }}
-figure {{ margin: 0; }}
-img {{ width: 100%; border-radius: 6px; image-rendering: pixelated; }}
-figcaption small {{ display: block; opacity: .6; font-size: .75rem; overflow-wrap: anywhere; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .3rem .8rem .3rem 0; text-align: left;
-  vertical-align: top; }}
-</style></head><body>
-<header><h1>{title}</h1><span>{counts}</span>
-<input type="search" placeholder="filter by words" aria-label="filter by words"></header>
-<main>
-{figures}
-</main>
-{rejects}
-<script>
-document.querySelector("input").addEventListener("input", event => {{
-  const words = event.target.value.toLowerCase().split(/\\s+/).filter(Boolean);
-  for (const figure of document.querySelectorAll("figure"))
-    figure.hidden = !words.every(word => figure.dataset.text.includes(word));
-}});
-</script></body></html>
-"""

@@ -15,18 +15,22 @@ from tests.batch.doubles import PainterStage, job, write_manifest
 
 
 class Pictures(HTMLParser):
-    """The alternative texts and sources of a page's pictures, and its cells."""
+    """The captions of a page's pictures, and addresses that lead out of it."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.alts: list[str] = []
+        self.captions: list[str] = []
         self.outside: list[str] = []
+        self._tag = ""
         self.feed(text)
 
+    def handle_data(self, data: str) -> None:
+        if self._tag == "figcaption":
+            self.captions.append(data)
+            self._tag = ""
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        told = dict(attrs)
-        if tag == "img":
-            self.alts.append(told["alt"] or "")
+        told, self._tag = dict(attrs), tag
         for name in ("src", "href"):
             if (told.get(name) or "data:").split(":")[0] != "data":
                 self.outside.append(told[name] or "")
@@ -42,7 +46,8 @@ def test_a_page_shows_pictures_prompts_and_rejects_from_one_file(tmp_path: Path,
     total = RunReport(rows=3, done=sum(r.done for r in reports), rejected=1)
     text = page(asked, Output(asked.output, kind), total)
     seen = Pictures(text)
-    assert seen.alts == ['a "quoted" <fox>', "owl"]
+    assert seen.captions == ['a "quoted" <fox>', "owl"]
+    assert text.count("owl") == 1  # a prompt is there once
     assert seen.outside == []
     assert "2 pictures, 1 rejected, 3 wanted" in text
     assert "m.parquet:1" in text
@@ -57,7 +62,7 @@ def test_a_large_dataset_is_shown_in_part_and_says_so(
     worker.setup()
     worker(checked_plan(asked)[1][0])
     text = page(asked, Output(asked.output, "parquet"), RunReport(rows=4, done=4))
-    assert len(Pictures(text).alts) == 2
+    assert len(Pictures(text).captions) == 2
     assert "the first 2 are shown" in text
 
 
