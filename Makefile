@@ -1,6 +1,7 @@
 # make demo   an image dataset from 96 prompts, on this machine
 # make test   all tests
 # make check  lint, format, types, import contracts
+# make audit  known vulnerabilities of the tested versions, as far as the package index tells them
 #
 # PIP_ARGS goes to pip; VENV_ARGS=--system-site-packages keeps a torch that is installed already.
 
@@ -12,7 +13,7 @@ ORACLE = diffsynth==2.1.12 torchvision==0.28.0 imageio ftfy einops wcwidth
 
 PIP = .venv/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS)
 
-.PHONY: demo test check
+.PHONY: demo test check audit
 
 demo: .venv/.installed
 	.venv/bin/python -m jobs.generate --config jobs/recipes/demo.yaml
@@ -27,6 +28,10 @@ check: .venv/.tested
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+audit: .venv/bin/python
+	$(PIP) -c constraints.txt pip-audit
+	.venv/bin/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off
 
 .venv/bin/python:
 	$(PYTHON) -m venv $(VENV_ARGS) .venv
