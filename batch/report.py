@@ -68,12 +68,16 @@ class RunReport:
     def finished(self) -> int:
         return self.done + self.rejected
 
+    def rate(self, now: float, underway: int = 0) -> float:
+        """Rows that this run has finished a second."""
+        made = self.finished + underway - self.skipped
+        return made / max(now - self.started, 1e-9)
+
     def line(self, now: float, underway: int = 0) -> str:
         """Progress in words: rows done of total, rows a second, rejected, time left. `underway`
         are finished in shards that are not."""
-        seconds = max(now - self.started, 1e-9)
         finished = self.finished + underway
-        rate = (finished - self.skipped) / seconds
+        rate = self.rate(now, underway)
         left = f"{(self.rows - finished) / rate:.0f} s left" if rate else "time left unknown"
         count = f"{finished} of {self.rows} rows, {rate:.2f} rows/s"
         return f"{count}, {self.rejected} rejected, {left}"

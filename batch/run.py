@@ -1,6 +1,5 @@
 """A job from its manifest to its dataset: plan, skip what is finished, work, report."""
 
-import logging
 import os
 import time
 import uuid
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from batch.actor import ShardWorker
 from batch.card import card
+from batch.display import display
 from batch.errors import JobError, RunFailed
 from batch.manifest import Manifest
 from batch.nodes import alive, blind, resources
@@ -18,12 +18,11 @@ from batch.pool import MakeWorker, Pool
 from batch.report import RunReport
 from batch.retry import retry_of, turns
 from batch.shards import Shard, plan
+from batch.telemetry import Telemetry
 from batch.workers import share_of
 from schemas.jobs import GenerateJob
 
-logger = logging.getLogger(__name__)
-
-PROGRESS_S = 5.0
+WRITTEN_S = 5.0  # between two reports of a run that goes on
 
 Stop = Callable[[], bool]
 
@@ -148,29 +147,33 @@ def watch(
 ) -> None:
     """Drive the pool, count its reports and say every few seconds how far it is."""
     write("running")
-    spoken = time.time()
+    written = time.monotonic()
+    telemetry = Telemetry(job.output)
     state = "failed"
-    try:
-        for answer in pool.run(todo):
-            if answer is not None:
-                report.add(answer)
+    with display() as shown:
+        try:
+            for answer in pool.run(todo):
+                if answer is not None:
+                    report.add(answer)
+                report.lost_workers, report.busy_seconds = pool.lost, pool.busy
+                if report.over(job.max_rejected):
+                    raise RunFailed(
+                        f"{report.rejected} of {report.finished} pictures were rejected, and "
+                        f"max_rejected is {job.max_rejected:g}; rejected/ says why"
+                    )
+                shown.tell(report, pool.underway)
+                if time.monotonic() - written >= WRITTEN_S:
+                    written = time.monotonic()
+                    telemetry.update(report, pool)
+                    write("running")
+            state = "finished" if report.finished == report.rows else "stopped"
+        finally:
+            if state == "failed" and pool.stop():
+                state = "stopped"  # asked twice
             report.lost_workers, report.busy_seconds = pool.lost, pool.busy
-            if report.over(job.max_rejected):
-                raise RunFailed(
-                    f"{report.rejected} of {report.finished} pictures were rejected, and "
-                    f"max_rejected is {job.max_rejected:g}; rejected/ says why"
-                )
-            if time.time() - spoken >= PROGRESS_S:
-                spoken = time.time()
-                logger.info(report.line(spoken, pool.underway))
-                write("running")
-        state = "finished" if report.finished == report.rows else "stopped"
-    finally:
-        if state == "failed" and pool.stop():
-            state = "stopped"  # asked twice
-        report.lost_workers, report.busy_seconds = pool.lost, pool.busy
-        logger.info(report.line(time.time()))
-        write(state)
+            telemetry.update(report, pool)
+            shown.tell(report, last=True)
+            write(state)
 
 
 def write_report(output: Output, name: str, report: RunReport, state: str) -> None:

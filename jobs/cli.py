@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import ray
 import yaml
@@ -63,9 +63,20 @@ def set_value(values: Any, change: str) -> None:
 
 def start_logging() -> None:
     """Events with their fields, on standard error."""
-    handler = logging.StreamHandler()
+    handler = StderrHandler()
     handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what standard error is now: a display puts lines above its bar."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
 
 
 class FieldFormatter(logging.Formatter):

@@ -20,6 +20,7 @@ DOORS = {
     "ray": {
         "batch/nodes.py",
         "batch/pool.py",
+        "batch/telemetry.py",
         "jobs/cli.py",
         "jobs/generate.py",
         "jobs/submit.py",
