@@ -11,7 +11,7 @@ from batch.bucket import Bucket
 from batch.errors import ManifestError, OutputError, StorageError
 from schemas.jobs import GenerateJob
 from tests.batch.doubles import data_bytes, job, write_manifest
-from tests.batch.s3 import Server, serving
+from tests.batch.s3 import CREDENTIALS, Server, serving
 from tests.batch.test_media import png
 from tests.batch.test_run import go, start
 
@@ -72,6 +72,10 @@ def test_storage_that_fails_now_and_then_loses_nothing(server: Server, tmp_path:
     assert in_store(asked.output) == on_disk(tmp_path, prompts)
     assert {"README.md", "index.html"} <= set(Bucket(server.uri("faulty")).names("out"))
     assert Bucket(asked.output).names("_run/tmp") == []
+    everything = Bucket(asked.output)
+    for key in everything._keys(everything.prefix):
+        told = everything.read(key.removeprefix(everything.prefix))
+        assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"].encode() not in told, key
     again, _ = go(asked, start)
     assert again.skipped == ROWS
 
