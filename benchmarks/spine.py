@@ -32,10 +32,12 @@ from batch.receipt import RECEIPTS, Receipt
 from batch.run import checked_plan, left_to_do, run
 from batch.stages.generate import Asked, GenerateStage
 from benchmarks import machine
+from benchmarks.toys import TOYS
 from flux_engine.engine import ONLOOKER, Outcome, Watch
 from flux_engine.request import Generation, GenerationRequest
 from schemas.jobs import GenerateJob
 from schemas.records import ImageRecord, Record
+from tests.parity.tiny import write_folder
 
 MICRO_BATCH = 4
 RESULTS = Path(__file__).parent / "results"
@@ -345,6 +347,67 @@ def balance(folder: Path) -> dict[str, Any]:
     return out
 
 
+SHARER = """
+import sys
+from pathlib import Path
+from benchmarks.toys import Round
+from flux_engine import load_engine
+import torch
+
+def fields():
+    words = Path("/proc/self/smaps_rollup").read_text().split()
+    names = ("Pss:", "Pss_File:", "Pss_Anon:")
+    return [int(words[words.index(name) + 1]) // 1024 for name in names]
+
+print(*fields(), flush=True)
+engine = load_engine(sys.argv[1], device="cpu", torch_dtype=torch.float32)
+engine.generate(Round(number=0, side=128, schedule="flux").requests()[:1])
+print("loaded", flush=True)
+sys.stdin.readline()
+print(*fields(), flush=True)
+sys.stdin.readline()
+"""
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """What three processes that hold one model take together; each has made a picture with it."""
+    write_folder(folder / "model", TOYS["small"])
+    size = sum(f.stat().st_size for f in (folder / "model").rglob("*.safetensors"))
+    words = [sys.executable, "-c", SHARER, str(folder / "model")]
+    pipe = subprocess.PIPE
+    sharers = [subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+
+    def line(process: "subprocess.Popen[str]") -> str:
+        assert process.stdout is not None
+        return process.stdout.readline()
+
+    def go_on(process: "subprocess.Popen[str]") -> None:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    before = [[int(word) for word in line(sharer).split()] for sharer in sharers]
+    for sharer in sharers:
+        assert line(sharer) == "loaded\n"
+    told = []
+    for sharer in sharers:
+        go_on(sharer)
+        told.append([int(word) for word in line(sharer).split()])
+    for sharer in sharers:
+        go_on(sharer)
+        sharer.wait()
+    return {
+        "goal": "one copy of the weights on a node",
+        "weights MB": round(size / 2**20),
+        "file pages of all three together, grown by MB": sum(
+            now[1] - then[1] for now, then in zip(told, before, strict=True)
+        ),
+        "own pages of each, grown by MB": [
+            now[2] - then[2] for now, then in zip(told, before, strict=True)
+        ],
+    }
+
+
 FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "first_row": first_row,
     "busy": busy,
@@ -353,6 +416,7 @@ FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "large_manifest": large_manifest,
     "memory": memory,
     "balance": balance,
+    "weights": weights,
 }
 
 
