@@ -46,6 +46,7 @@ def write_parquet(
         schema,
         compression={**dict.fromkeys(plain, "zstd"), "image.bytes": "none", "image.path": "zstd"},
         use_dictionary=plain,
+        write_statistics=plain,  # of pictures the least and the greatest mean nothing
         write_page_index=True,
     ) as writer:
         for group in row_groups(rows):
