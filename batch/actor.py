@@ -15,10 +15,10 @@ from pathlib import Path
 
 from batch.belt import Belt
 from batch.crumb import Crumb
-from batch.errors import MachineFault
+from batch.errors import MachineFault, OutputError
 from batch.manifest import RowReader
 from batch.memory import give_back
-from batch.output import Output
+from batch.output import RUN, Output, unseen
 from batch.parts import Parts
 from batch.publish import publish
 from batch.report import Pulse, ShardReport, State
@@ -46,7 +46,10 @@ class ShardWorker:
         self.watch = Watchman(crumb)
 
     def setup(self) -> None:
-        """Load what the stage needs, and refuse an output that other weights have made."""
+        """Load what the stage needs; refuse an output that other weights have made, and one that is
+        not the driver's: a node that came later may have a folder of that name on its own disk."""
+        if not self.output.storage.exists(f"{RUN}/recipe.json"):
+            raise OutputError(unseen(self.output.storage.uri, socket.gethostname()))
         self.card.submit(self.stage.setup).result()
         self.output.identify(self.stage.fingerprint)
 

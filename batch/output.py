@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from batch.errors import OutputError, StorageError
 from batch.manifest import ManifestFile
-from batch.receipt import RECEIPTS, Counted, by_shard
+from batch.receipt import RECEIPTS, Counted, by_shard, sum_of
 from batch.shards import digest
 from batch.storage import Storage
 
@@ -20,6 +20,14 @@ SUFFIX = {"parquet": ".parquet", "webdataset": ".tar"}
 
 def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def unseen(uri: str, hosts: str) -> str:
+    """What to say of an output that lies on one machine's disk."""
+    return (
+        f"output {uri}: is not seen on {hosts}. With several nodes it must be in a folder that all "
+        "of them share, or on object storage"
+    )
 
 
 class Output:
@@ -55,8 +63,30 @@ class Output:
         return self.counts({shard})[shard]
 
     def _count(self, shard: str, receipts: list[Counted]) -> tuple[int, int]:
-        told = {(receipt.done, receipt.rejected) for receipt in receipts}
-        return told.pop() if len(told) == 1 else self._recount(shard)
+        told = self._standing(shard, receipts)
+        return (told.done, told.rejected) if told else self._recount(shard)
+
+    def _standing(self, shard: str, receipts: list[Counted]) -> Counted | None:
+        """The receipt of what is published; the data is read if its makers told different things."""
+        if len({(one.done, one.rejected) for one in receipts}) == 1:
+            return receipts[0]
+        with self.storage.open(self.data(shard)) as file:
+            total = sum_of(file)
+        return next((one for one in receipts if total.startswith(one.sum)), None)
+
+    def show_rejects(self, shards: Iterable[str]) -> None:
+        """Put the rejects of these finished shards where they belong, if who made them died before
+        that."""
+        there = set(self.storage.names(REJECTED))
+        found = by_shard(self.storage.names(RECEIPTS))
+        for shard in shards:
+            receipts = found.get(shard, [])
+            if f"{shard}.parquet" in there or not any(one.rejected for one in receipts):
+                continue
+            told = self._standing(shard, receipts)
+            if told and told.rejected:
+                rejects = self.storage.read(f"{RECEIPTS}/{told.rejects}")
+                self.storage.replace(self.rejected(shard), rejects)
 
     def _recount(self, shard: str) -> tuple[int, int]:
         """From the files themselves."""

@@ -1,4 +1,9 @@
-"""A finished shard's files: rejects, receipt and, last, the data, which says that it is done."""
+"""A finished shard's files: a receipt, the data, which says that it is done, and the rejects.
+
+The data is created by whoever is first, and only that one shows its rejects: of two runs whose rows
+fared differently (a web address that answered one of them), the rejects are those of the data that
+stands. A copy of them lies beside the receipt before, so that a death in between loses no row.
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -40,10 +45,6 @@ def publish(
             else:
                 done = write_parquet(file, good(), passthrough, kind)
         rejects = to_rejected(bad) if bad else None
-        if rejects is None:
-            storage.remove(output.rejected(shard.name))
-        else:
-            storage.replace(output.rejected(shard.name), rejects)
         with attempt.path.open("rb") as written:
             receipt = Receipt(
                 shard=shard.name,
@@ -53,8 +54,12 @@ def publish(
                 data_bytes=attempt.path.stat().st_size,
                 rejects_sum=None if rejects is None else hashlib.sha256(rejects).hexdigest(),
             )
+        if rejects is not None:
+            storage.replace(f"{RECEIPTS}/{receipt.rejects}", rejects)
         storage.replace(f"{RECEIPTS}/{receipt.name}", receipt.as_json())
         published = storage.publish(attempt, output.data(shard.name))
+        if published and rejects is not None:
+            storage.replace(output.rejected(shard.name), rejects)
     if (earlier := previous(shard.name)) is not None:
         storage.remove(output.rejected(earlier))  # their rows are in this shard now
     return receipt if published else None

@@ -1,8 +1,9 @@
 """What a worker says of a shard's files before it publishes them: counts and sums.
 
 Receipts lie in `_run/receipts/`, and their counts are in their names, so that one listing tells
-what a dataset holds. Two runs that make one shard at once leave a receipt each if their bytes
-differ (another machine's rounding, say); the one with the sum of the published file counts.
+what a dataset holds. Beside each lie the rejects that go with it. Two runs that make one shard at
+once leave a receipt each if their bytes differ (another machine's rounding, say); the one with the
+sum of the published file counts.
 """
 
 import hashlib
@@ -14,8 +15,10 @@ from typing import Any
 
 RECEIPTS = "_run/receipts"
 NAME = re.compile(
-    r"(?P<shard>[^.]+)\.(?P<done>\d+)\.(?P<rejected>\d+)\.(?P<sum>[0-9a-f]{16})\.json"
+    r"(?P<shard>[^.]+)\.(?P<done>\d+)\.(?P<rejected>\d+)\.(?P<sum>[0-9a-f]{16})"
+    r"(\.[0-9a-f]{16})?\.json"
 )
+DIGITS = 16  # of a sum, in a name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,17 @@ class Receipt:
 
     @property
     def name(self) -> str:
-        return f"{self.shard}.{self.done}.{self.rejected}.{self.data_sum[:16]}.json"
+        return f"{self._stem}.json"
+
+    @property
+    def rejects(self) -> str:
+        """The name of the copy of its rejects."""
+        return f"{self._stem}.parquet"
+
+    @property
+    def _stem(self) -> str:
+        stem = f"{self.shard}.{self.done}.{self.rejected}.{self.data_sum[:DIGITS]}"
+        return f"{stem}.{self.rejects_sum[:DIGITS]}" if self.rejects_sum else stem
 
     def as_json(self) -> bytes:
         return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
@@ -48,6 +61,11 @@ class Counted:
     name: str
     done: int
     rejected: int
+    sum: str  # the first digits of the data's
+
+    @property
+    def rejects(self) -> str:
+        return f"{self.name.removesuffix('.json')}.parquet"
 
 
 def by_shard(names: Iterable[str]) -> dict[str, list[Counted]]:
@@ -55,7 +73,7 @@ def by_shard(names: Iterable[str]) -> dict[str, list[Counted]]:
     out: dict[str, list[Counted]] = {}
     for name in names:
         if told := NAME.fullmatch(name):
-            counted = Counted(name, int(told["done"]), int(told["rejected"]))
+            counted = Counted(name, int(told["done"]), int(told["rejected"]), told["sum"])
             out.setdefault(told["shard"], []).append(counted)
     return out
 

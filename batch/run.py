@@ -12,7 +12,7 @@ from batch.display import display
 from batch.errors import JobError, RunFailed
 from batch.manifest import Manifest
 from batch.nodes import alive, blind, resources
-from batch.output import REJECTED, RUN, Output, to_json
+from batch.output import REJECTED, RUN, Output, to_json, unseen
 from batch.page import page
 from batch.pool import MakeWorker, Pool
 from batch.report import RunReport
@@ -86,6 +86,7 @@ def left_to_do(
 ) -> tuple[RunReport, list[Shard]]:
     """What stands in the output, counted, and the shards that are to be made."""
     published = turns(output.finished())
+    output.show_rejects(names[-1] for names in published.values())
     counts = output.counts({name for names in published.values() for name in names})
     report = RunReport(rows=sum(shard.pictures(job.samples_per_row) for shard in shards))
     todo: list[Shard] = []
@@ -126,10 +127,7 @@ def check_nodes(output: Output) -> None:
     blinded = blind(Path(output.storage.path(name)))
     output.storage.remove(name)
     if blinded:
-        raise JobError(
-            f"output {output.storage.uri}: is not seen on {', '.join(blinded)}. With several nodes "
-            "it must be in a folder that all of them share, or on object storage"
-        )
+        raise JobError(unseen(output.storage.uri, ", ".join(blinded)))
 
 
 def placed(job: GenerateJob, gpus: int) -> GenerateJob:

@@ -83,24 +83,26 @@ def check_shard(
     files = [summed(storage, f"{DATA}/{data}")]
     if not receipts:
         return files, [f"{DATA}/{data}: has no receipt"]
-    receipt = next((one for one in receipts if one.data_sum == files[0].sum), None)
-    if receipt is None:
+    fitting = [one for one in receipts if one.data_sum == files[0].sum]
+    if not fitting:
         wanted = " or ".join(one.data_sum[:16] for one in receipts)
         return files, [
             f"{DATA}/{data}: sum is {files[0].sum[:16]}…, its receipt says {wanted}… "
             f"({files[0].bytes} bytes; {receipts[0].data_bytes} were written)"
         ]
-    return files, list(check_rejects(storage, receipt, rejects, files, tried_again=tried_again))
+    return files, list(check_rejects(storage, fitting, rejects, files, tried_again=tried_again))
 
 
 def check_rejects(
     storage: Storage,
-    receipt: Receipt,
+    receipts: Sequence[Receipt],
     rejects: str | None,
     files: list[Summed],
     *,
     tried_again: bool,
 ) -> Iterator[str]:
+    """`receipts` go with the data that stands."""
+    receipt = receipts[0]
     if rejects is None:
         if receipt.rejects_sum is not None and not tried_again:
             yield f"{REJECTED}/{receipt.shard}.parquet: is missing; it had {receipt.rejected} rows"
@@ -108,7 +110,7 @@ def check_rejects(
     files.append(summed(storage, f"{REJECTED}/{rejects}"))
     if receipt.rejects_sum is None:
         yield f"{REJECTED}/{rejects}: its receipt says that nothing was rejected"
-    elif files[-1].sum != receipt.rejects_sum:
+    elif files[-1].sum not in [one.rejects_sum for one in receipts]:
         yield (
             f"{REJECTED}/{rejects}: sum is {files[-1].sum[:16]}…, its receipt says "
             f"{receipt.rejects_sum[:16]}…"

@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ def worker_and_shards(
     )
     asked = job(tmp_path, manifest, passthrough=["licence"], **values)
     worker = ShardWorker(asked, PainterStage(asked, (str(tmp_path),)))
+    worker.output.claim(asked.recipe())
     worker.setup()
     return worker, checked_plan(asked)[1]
 
@@ -58,13 +60,6 @@ def test_a_finished_shard_is_counted_and_not_made_again(tmp_path: Path) -> None:
     assert data_bytes(tmp_path / "out") == before
 
 
-def test_rejects_of_a_killed_attempt_do_not_outlive_it(tmp_path: Path) -> None:
-    worker, (shard,) = worker_and_shards(tmp_path, ["fox", "owl"])
-    worker.output.storage.create(worker.output.rejected(shard.name), b"from a killed attempt")
-    worker(shard)
-    assert not (tmp_path / "out" / worker.output.rejected(shard.name)).exists()
-
-
 def test_a_shard_of_bad_rows_alone_is_finished_too(tmp_path: Path) -> None:
     worker, (shard,) = worker_and_shards(tmp_path, ["nan", "nan"])
     report = worker(shard)
@@ -81,6 +76,14 @@ def test_other_weights_are_refused_before_a_row_is_made(tmp_path: Path) -> None:
 
     with pytest.raises(OutputError, match="made by other weights"):
         ShardWorker(worker.job, Other(worker.job, ())).setup()
+
+
+def test_a_worker_that_does_not_see_the_driver_s_output_is_refused(tmp_path: Path) -> None:
+    worker, _ = worker_and_shards(tmp_path, ["fox"])
+    elsewhere = worker.job.model_copy(update={"output": str(tmp_path / "own")})
+    with pytest.raises(OutputError, match=f"is not seen on {socket.gethostname()}"):
+        ShardWorker(elsewhere, PainterStage(elsewhere, ())).setup()
+    assert not (tmp_path / "own").exists()
 
 
 def test_a_tar_is_a_shard_as_well(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from batch.actor import ShardWorker
 from batch.errors import OutputError, RunFailed
+from batch.output import Output
 from batch.parts import Parts
 from batch.pool import Pool
 from batch.run import checked_plan
@@ -27,7 +28,9 @@ def workers(count: int) -> Share:
 
 def ready(tmp_path: Path, prompts: list[str]) -> GenerateJob:
     keys = [f"k{i}" for i in range(len(prompts))]
-    return job(tmp_path, write_manifest(tmp_path / "m.parquet", {"prompt": prompts, "key": keys}))
+    asked = job(tmp_path, write_manifest(tmp_path / "m.parquet", {"prompt": prompts, "key": keys}))
+    Output(asked.output, asked.format).claim(asked.recipe())
+    return asked
 
 
 def test_all_workers_share_the_shards_of_one_file(tmp_path: Path) -> None:

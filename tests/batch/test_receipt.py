@@ -20,7 +20,7 @@ def test_a_receipt_comes_back_as_it_went_in_and_its_name_tells_the_counts() -> N
     one = receipt("a-00000000-0123456789abcdef", 3, b"x")
     assert Receipt.from_json(one.as_json()) == one
     (told,) = by_shard([one.name])[one.shard]
-    assert (told.name, told.done, told.rejected) == (one.name, 3, 1)
+    assert (told.name, told.done, told.rejected, told.rejects) == (one.name, 3, 1, one.rejects)
 
 
 def test_makers_that_differ_leave_a_receipt_each_and_other_files_are_no_receipts() -> None:

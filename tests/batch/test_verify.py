@@ -14,7 +14,6 @@ def output(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """Three shards, one of them with a reject."""
     prompts = ["fox", "owl", "bee", "nan"] + ["ant"] * 6
     worker, shards = worker_and_shards(tmp_path, prompts, format=request.param)
-    worker.output.claim(worker.job.recipe())
     for shard in shards:
         worker(shard)
     return tmp_path / "out"
@@ -75,7 +74,6 @@ def test_a_receipt_before_its_data_is_no_fault(output: Path) -> None:
 
 def test_rows_that_were_tried_again_leave_no_fault(tmp_path: Path) -> None:
     worker, shards = worker_and_shards(tmp_path, ["fox", "raise"])
-    worker.output.claim(worker.job.recipe())
     worker(shards[0])
     _, todo = left_to_do(worker.job, worker.output, shards, retry_rejected=True)
     worker(todo[0])
