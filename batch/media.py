@@ -1,8 +1,10 @@
 """Pictures from addresses, and pictures into bytes."""
 
+import hashlib
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -14,7 +16,16 @@ from flux_engine.pictures import to_image, to_pixels
 from schemas.manifest import PictureRef
 
 LARGEST_PICTURE = 2**26  # pixels; 8192²
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # others run programs (EPS)
 PNG_LEVEL = 1  # twice as fast as the default, 14 % larger
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as (3, height, width) in −1…1, and the SHA-256 of the file that it came from."""
+
+    pixels: Tensor
+    sha256: str
 
 
 class Pictures:
@@ -26,14 +37,17 @@ class Pictures:
     def __init__(self, roots: Sequence[str]) -> None:
         self.roots = Roots(roots)
 
-    def read(self, ref: PictureRef, height: int, width: int) -> Tensor:
-        """A picture as (3, height, width) in −1…1, scaled to cover that size and cut about its
-        centre; PictureError if it cannot be had."""
+    def read(self, ref: PictureRef, height: int, width: int) -> Picture:
+        """A picture scaled to cover that size and cut about its centre; PictureError if it cannot
+        be had."""
         if ref.bytes is not None:
-            return decode(ref.bytes, shown(ref.path or "the picture's bytes"), height, width)
-        if not ref.path:
+            data = ref.bytes
+        elif ref.path:
+            data = self.roots.read(ref.path)
+        else:
             raise PictureError("input_image has neither bytes nor a path")
-        return decode(self.roots.read(ref.path), shown(ref.path), height, width)
+        pixels = decode(data, shown(ref.path or "the picture's bytes"), height, width)
+        return Picture(pixels, hashlib.sha256(data).hexdigest())
 
 
 def decode(data: bytes, name: str, height: int, width: int) -> Tensor:
@@ -43,7 +57,7 @@ def decode(data: bytes, name: str, height: int, width: int) -> Tensor:
             warnings.simplefilter(
                 "ignore", Image.DecompressionBombWarning
             )  # our own limit is below
-            picture = Image.open(io.BytesIO(data))
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
         if picture.width * picture.height > LARGEST_PICTURE:
             raise PictureError(
                 f"{name}: has {picture.width} × {picture.height} pixels; at most "
@@ -53,10 +67,13 @@ def decode(data: bytes, name: str, height: int, width: int) -> Tensor:
     except UnidentifiedImageError:  # its own words hold an address in memory
         what = "of a known format" if data else "(it is empty)"
         raise PictureError(f"{name}: is not a readable picture {what}") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except (PictureError, MemoryError):
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PictureError(f"{name}: is not a readable picture: {error}") from None
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"{name}: {error}") from None
+    except Exception as error:  # noqa: BLE001  decoders raise all sorts of things over broken files
+        what = type(error).__name__
+        raise PictureError(f"{name}: is not a readable picture: {what}") from None
 
 
 def to_bytes(pixels: Tensor, kind: str, quality: int) -> bytes:

@@ -13,6 +13,7 @@ from batch.storage import open_uri
 from batch.web import WebRoot, shown
 
 WEB = ("http://", "https://")
+LARGEST = 256 * 2**20  # bytes of a picture file
 
 
 class Root(Protocol):
@@ -40,7 +41,11 @@ class Folder:
         return str(path) if path.is_relative_to(self.path) else None
 
     def read(self, place: str) -> bytes:
-        return Path(place).read_bytes()
+        path = Path(place)
+        if not path.is_dir() and not path.is_file() and path.exists():
+            raise PictureError(f"{place}: is no file")  # a pipe would make us wait for ever
+        check_size(place, path.stat().st_size)
+        return path.read_bytes()
 
 
 class Store:
@@ -70,7 +75,14 @@ class Store:
 
     def read(self, place: str) -> bytes:
         with self.fs.open_input_file(place) as file:
+            check_size(place, file.size())
             return bytes(file.read())
+
+
+def check_size(place: str, size: int) -> None:
+    """PictureError for more than a worker should hold."""
+    if size > LARGEST:
+        raise PictureError(f"{place}: has {size} bytes; at most {LARGEST} are allowed")
 
 
 def root_of(uri: str) -> Root:
@@ -94,12 +106,13 @@ class Roots:
         name = shown(address)
         roots = self.roots if "://" in address or address.startswith("/") else self.roots[:1]
         for root in roots:
-            if (place := root.find(address)) is None:
-                continue
             try:
-                return root.read(place)
+                if (place := root.find(address)) is not None:
+                    return root.read(place)
             except OSError as error:
                 raise PictureError(f"{name}: cannot be read: {type(error).__name__}") from None
+            except (ValueError, RuntimeError):  # null bytes, broken brackets; links in a circle
+                raise PictureError(f"{name}: is no address of a picture") from None
         raise PictureError(
             f"{name}: lies outside the allowed places: {', '.join(self.uris)} "
             "(picture_roots adds one)"

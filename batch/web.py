@@ -14,6 +14,8 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from batch.errors import PictureError
 
 LARGEST = 64 * 2**20  # bytes
+NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+COMPATIBLE = ipaddress.ip_network("::/96")  # an IPv4 address in its last bits, as in NAT64
 TIMEOUT_S = 20.0  # of silence
 DEADLINE_S = 120.0
 REDIRECTS = 3
@@ -55,8 +57,13 @@ class WebRoot:
 
 
 def shown(address: str) -> str:
-    """An address as it may be told: what follows the `?` may be a key."""
-    return address.partition("?")[0] if "://" in address else address
+    """An address as it may be told: what follows the `?` may be a key, what stands before the `@` a
+    password."""
+    scheme, mark, rest = address.partition("?")[0].partition("://")
+    if not mark:
+        return address
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def origin(url: SplitResult) -> tuple[str, str, int]:
@@ -83,7 +90,7 @@ def fetch(url: SplitResult) -> tuple[http.client.HTTPResponse, bytes]:
         data = b""
         if answer.status == http.client.OK:
             data = body(answer, shown(url.geturl()))
-    except http.client.HTTPException as error:
+    except (http.client.HTTPException, ValueError) as error:  # a ValueError: no such characters
         raise PictureError(f"{shown(url.geturl())}: {type(error).__name__}") from None
     finally:
         connection.close()
@@ -137,7 +144,11 @@ def is_public(address: str) -> bool:
     """Whether it is on the internet: not this machine, a private net, or a cloud's own service."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        for inner in (ip.ipv4_mapped, ip.sixtofour, ip.teredo[1] if ip.teredo else None):
-            if inner is not None:
-                return is_public(str(inner))
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and any(ip in net for net in (*NAT64, COMPATIBLE)):
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        if ip.is_site_local:
+            return False
     return ip.is_global and not ip.is_multicast

@@ -27,6 +27,8 @@ class ImageRecord(Schema):
     tile_stride: int
     micro_batch: int
     tokens_dropped: int
+    input_image_path: str | None = None
+    input_image_sha256: str | None = None  # of the file, as it was read
 
 
 class RejectedRecord(Schema):

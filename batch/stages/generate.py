@@ -2,9 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from batch.encoders import Encoders
 from batch.errors import MachineFault, PictureError
 from batch.media import Pictures, to_bytes
 from batch.stages.base import Listener
+from batch.web import shown
 from batch.wishes import Wish, rejected
 from flux_engine.assembly import engine_of
 from flux_engine.engine import Outcome, Watch
@@ -26,7 +27,8 @@ from schemas.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 128  # pictures that go through the engine together; bounds what is held in memory
+CHUNK = 128  # pictures that go through the engine together
+CHUNK_BYTES = 256 * 2**20  # of pictures that they start from; with CHUNK, bounds what is held
 
 
 class Engine(Protocol):
@@ -44,6 +46,13 @@ class Asked:
     wish: Wish
     request: GenerationRequest
     sampling: Sampling
+    origin: Mapping[str, str | None] = field(default_factory=dict)  # what is told of its picture
+
+    @property
+    def held(self) -> int:
+        """Bytes of the picture it starts from."""
+        picture = self.request.input_image
+        return 0 if picture is None else picture.numel() * picture.element_size()
 
 
 class Listening(Watch):
@@ -66,6 +75,7 @@ class GenerateStage:
         self.job = job
         self.pictures = Pictures(roots)
         self.encoders = Encoders()
+        self.served = False  # whether the engine has ever answered
         self.engine: Engine
         self.fingerprint: dict[str, Any]
 
@@ -82,21 +92,33 @@ class GenerateStage:
         MachineFault if memory or the card gives out.
         """
         try:
-            for first in range(0, len(wishes), CHUNK):
-                yield from self._chunk(wishes[first : first + CHUNK], file, listener)
+            yield from self._records(wishes, file, listener)
         except MACHINE_FAULTS as error:
             raise MachineFault(f"{type(error).__name__}: {error}") from None
 
-    def _chunk(
+    def _records(
         self, wishes: Sequence[Wish], file: str, listener: Listener
     ) -> Iterator[tuple[Wish, Future[Record]]]:
-        asked = []
+        asked: list[Asked] = []
+        held = 0
         listener.at("read", wishes)
         for wish in wishes:
+            if listener.leaving():
+                return
             try:
-                asked.append(self._ask(wish))
+                asked.append(self._ask(wish, listener))
+                held += asked[-1].held
             except (SchemaError, PictureError) as error:
                 yield wish, done(rejected(wish, file, type(error).__name__, str(error)))
+            if len(asked) >= CHUNK or held > CHUNK_BYTES:
+                yield from self._chunk(asked, file, listener)
+                asked, held = [], 0
+        if asked:
+            yield from self._chunk(asked, file, listener)
+
+    def _chunk(
+        self, asked: list[Asked], file: str, listener: Listener
+    ) -> Iterator[tuple[Wish, Future[Record]]]:
         for one, outcome in self._outcomes(asked, listener):
             if isinstance(outcome, Generation):
                 size = outcome.pixels.numel() * outcome.pixels.element_size()
@@ -106,7 +128,7 @@ class GenerateStage:
                 yield one.wish, done(rejected(one.wish, file, name, str(outcome)))
 
     def _outcomes(self, asked: list[Asked], listener: Listener) -> Iterator[tuple[Asked, Outcome]]:
-        """All at once; if that raises, the unfinished ones one by one: the culprit falls alone.
+        """All at once; if that raises, the unfinished ones one by one: the culprits fall alone.
 
         Batches have one fixed shape, so a row on its own comes out as it would among others.
         """
@@ -115,6 +137,7 @@ class GenerateStage:
             requests = [one.request for one in asked]
             for i, outcome in self.engine.each(requests, watch=Listening(asked, listener)):
                 finished.add(i)
+                self.served = True
                 yield asked[i], outcome
         except MACHINE_FAULTS:
             raise
@@ -132,16 +155,17 @@ class GenerateStage:
         for one in asked:
             try:
                 for _, outcome in self.engine.each([one.request], watch=Listening([one], listener)):
+                    self.served = True
                     yield one, outcome
             except MACHINE_FAULTS:
                 raise
             except Exception as error:  # noqa: BLE001
                 faults.append((one, RowRaised(f"{type(error).__name__}: {error}")))
-        if len(faults) == len(asked) > 1:
-            raise first  # no row is to blame
+        if len(faults) == len(asked) > 1 and not self.served:
+            raise first  # no row is to blame: the engine has never served one
         yield from faults
 
-    def _ask(self, wish: Wish) -> Asked:
+    def _ask(self, wish: Wish, listener: Listener) -> Asked:
         row = wish.row
         if row.parsed is None:
             raise SchemaError(row.fault)
@@ -149,11 +173,17 @@ class GenerateStage:
         sampling = Sampling.parse(self.job.sampling.model_dump() | own)
         values = sampling.model_dump()
         values["seed"] = seed_of(row.key, sampling.seed, wish.sample)
-        if row.parsed.input_image is not None:
-            height, width = values["height"], values["width"]
-            values["input_image"] = self.pictures.read(row.parsed.input_image, height, width)
+        origin = {}
+        if (ref := row.parsed.input_image) is not None:
+            listener.at("read", [wish])  # a row by itself: it may take long, or kill the decoder
+            picture = self.pictures.read(ref, values["height"], values["width"])
+            values["input_image"] = picture.pixels
+            origin = {
+                "input_image_path": shown(ref.path) if ref.path else None,
+                "input_image_sha256": picture.sha256,
+            }
         request = GenerationRequest(prompt=row.parsed.prompt, **values)
-        return Asked(wish, request, sampling)
+        return Asked(wish, request, sampling, origin)
 
     def _record(self, asked: Asked, made: Generation) -> Record:
         used = asked.sampling.model_dump() | {
@@ -168,6 +198,7 @@ class GenerateStage:
             prompt=asked.request.prompt,
             image=to_bytes(made.pixels, self.job.image_format, self.job.image_quality),
             **used,
+            **asked.origin,
         )
 
 

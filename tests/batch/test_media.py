@@ -1,4 +1,8 @@
+import contextlib
+import hashlib
 import io
+import os
+import random
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,8 @@ def png(size: tuple[int, int] = (32, 16), colour: str = "red", mode: str = "RGB"
 def pictures(tmp_path: Path) -> Pictures:
     (tmp_path / "manifest").mkdir()
     (tmp_path / "manifest" / "red.png").write_bytes(png())
+    (tmp_path / "manifest" / "round.png").symlink_to("round.png")
+    os.mkfifo(tmp_path / "manifest" / "pipe.png")
     (tmp_path / "secret.png").write_bytes(png())
     return Pictures((str(tmp_path / "manifest"),))
 
@@ -32,13 +38,16 @@ def test_bytes_relative_paths_and_uris_are_pictures(pictures: Pictures, tmp_path
         PictureRef(path=f"{tmp_path}/manifest/red.png"),
         PictureRef(path=f"file://{tmp_path}/manifest/red.png"),
     ):
-        x = pictures.read(ref, height=16, width=32)
+        picture = pictures.read(ref, height=16, width=32)
+        assert picture.sha256 == hashlib.sha256(png()).hexdigest()
+        x = picture.pixels
         assert x.shape == (3, 16, 32)
         assert x[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
 
 
 def test_a_picture_of_another_size_is_scaled_to_cover(pictures: Pictures) -> None:
-    assert pictures.read(PictureRef(path="red.png"), height=64, width=48).shape == (3, 64, 48)
+    x = pictures.read(PictureRef(path="red.png"), height=64, width=48).pixels
+    assert x.shape == (3, 64, 48)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +58,10 @@ def test_a_picture_of_another_size_is_scaled_to_cover(pictures: Pictures) -> Non
         ("/etc/hostname", "outside the allowed places"),
         ("http://10.0.0.1/a.png", "outside the allowed places"),
         ("", "neither bytes nor a path"),
+        ("a\0.png", "is no address of a picture"),
+        ("round.png", "is no address of a picture"),
+        ("pipe.png", "is no file"),
+        ("x" * 5000, "cannot be read: OSError"),
     ],
 )
 def test_a_picture_that_cannot_be_had_says_why(pictures: Pictures, path: str, why: str) -> None:
@@ -66,13 +79,35 @@ def test_a_declared_root_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.png").write_bytes(png())
     wide = Pictures((str(tmp_path / "manifest"), str(tmp_path / "other")))
-    assert wide.read(PictureRef(path=f"{tmp_path}/other/a.png"), 16, 16).shape == (3, 16, 16)
+    x = wide.read(PictureRef(path=f"{tmp_path}/other/a.png"), 16, 16).pixels
+    assert x.shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", png()[:40], png()[: len(png()) // 2]])
 def test_broken_bytes_are_no_picture(data: bytes) -> None:
     with pytest.raises(PictureError, match="is not a readable picture"):
         decode(data, "row 3", 16, 16)
+
+
+def test_pictures_that_a_disk_has_garbled_are_no_more_than_that() -> None:
+    dice = random.Random(3)
+    for kind in media.FORMATS:
+        out = io.BytesIO()
+        Image.new("RGB", (32, 16), "red").save(out, kind)
+        assert decode(out.getvalue(), "", 16, 16).shape == (3, 16, 16)
+        for _ in range(60):
+            data = bytearray(out.getvalue())
+            for _ in range(dice.randrange(1, 8)):
+                data[dice.randrange(len(data))] = dice.randrange(256)
+            with contextlib.suppress(PictureError):
+                decode(bytes(data[: dice.randrange(1, len(data) + 1)]), "", 16, 16)
+
+
+def test_formats_whose_decoders_run_programs_are_not_opened() -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (32, 16), "red").save(out, "EPS")
+    with pytest.raises(PictureError, match="is not a readable picture of a known format"):
+        decode(out.getvalue(), "row 3", 16, 16)
 
 
 def test_the_same_bytes_get_the_same_reason() -> None:

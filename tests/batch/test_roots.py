@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from batch import roots
 from batch.bucket import Bucket
 from batch.errors import PictureError
 from batch.roots import Folder, Roots, Store, root_of
@@ -42,20 +43,43 @@ def test_nothing_outside_a_bucket_s_folder_is_opened(server: Server, address: st
 
 def test_pictures_in_a_bucket_are_read_with_its_own_options(server: Server) -> None:
     Bucket(server.uri("m")).put("in/a.png", b"here")
-    roots = Roots([server.uri("m")])
-    assert roots.read("in/a.png") == b"here"
-    assert roots.read("s3://bucket/m/in/a.png") == b"here"
+    places = Roots([server.uri("m")])
+    assert places.read("in/a.png") == b"here"
+    assert places.read("s3://bucket/m/in/a.png") == b"here"
     with pytest.raises(PictureError, match=r"in/b\.png: cannot be read: FileNotFoundError"):
-        roots.read("in/b.png")
+        places.read("in/b.png")
+
+
+def test_a_file_that_is_too_large_is_not_read(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Bucket(server.uri("m")).put("in/large.png", b"x" * 101)
+    (tmp_path / "large.png").write_bytes(b"x" * 101)
+    monkeypatch.setattr(roots, "LARGEST", 100)
+    for root, name in ((server.uri("m"), "in/large.png"), (str(tmp_path), "large.png")):
+        with pytest.raises(PictureError, match="has 101 bytes; at most 100"):
+            Roots([root]).read(name)
+
+
+def test_an_address_that_is_none_is_refused_like_any_other(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="is no address of a picture"):
+        Roots([str(tmp_path), "https://pictures.test/a"]).read("https://[::1/a/b.png")
+
+
+def test_no_reason_repeats_a_password_or_a_key(tmp_path: Path) -> None:
+    with pytest.raises(PictureError) as caught:
+        Roots([str(tmp_path)]).read("https://me:hush@pictures.test/a.png?sig=hush")
+    assert "hush" not in str(caught.value)
+    assert "https://pictures.test/a.png" in str(caught.value)
 
 
 def test_relative_addresses_are_the_first_root_s_alone(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     (tmp_path / "two" / "a.png").write_bytes(b"two")
-    roots = Roots([str(tmp_path / "one"), str(tmp_path / "two")])
+    places = Roots([str(tmp_path / "one"), str(tmp_path / "two")])
     with pytest.raises(PictureError, match="FileNotFoundError"):
-        roots.read("a.png")
-    assert roots.read(f"{tmp_path}/two/a.png") == b"two"
+        places.read("a.png")
+    assert places.read(f"{tmp_path}/two/a.png") == b"two"
     with pytest.raises(PictureError, match="IsADirectoryError"):
-        roots.read(f"{tmp_path}/two")
+        places.read(f"{tmp_path}/two")

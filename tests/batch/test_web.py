@@ -95,6 +95,8 @@ def test_a_picture_below_the_root_is_fetched(root: WebRoot, port: int) -> None:
         ("cloud.png", "leads to http://169.254.169.254/latest/meta-data, outside"),
         ("round.png", "leads on and on"),
         ("short.png", "ended 97 bytes too early"),
+        ("füchse.png", "UnicodeEncodeError"),
+        ("a b.png", "InvalidURL"),
     ],
 )
 def test_a_picture_that_cannot_be_fetched_says_why(root: WebRoot, name: str, why: str) -> None:
@@ -163,6 +165,12 @@ def test_a_name_that_means_another_host_next_time_is_of_no_use(
         ("fe80::1%eth0", False),
         ("fd00::1", False),
         ("::ffff:10.0.0.1", False),
+        ("::127.0.0.1", False),
+        ("::1", False),
+        ("64:ff9b::169.254.169.254", False),
+        ("64:ff9b::8.8.8.8", True),
+        ("64:ff9b:1::10.0.0.1", False),
+        ("fec0::1", False),
         ("2002:0a00:0001::", False),
     ],
 )

@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,11 @@ def test_when_all_rows_raise_no_row_is_to_blame(tmp_path: Path) -> None:
         made(stage, wishes)
 
 
+def test_an_engine_that_has_served_a_row_is_not_to_blame_for_others(tmp_path: Path) -> None:
+    stage, wishes = stage_and_wishes(tmp_path, {"prompt": ["fox"] * 4 + ["raise"] * 2})
+    assert len(reasons(made(stage, wishes))) == 2
+
+
 def test_a_fault_of_the_machine_is_not_put_on_a_row(tmp_path: Path) -> None:
     class Full(Painter):
         def each(self, requests: object, *, watch: object = None) -> Any:
@@ -157,6 +163,34 @@ def test_an_input_picture_reaches_the_engine_in_the_size_to_make(tmp_path: Path)
     (record,) = made(stage, wishes)
     assert isinstance(record, ImageRecord)
     assert (record.height, record.width) == (16, 16)
+
+
+def test_a_record_says_which_picture_it_started_from(tmp_path: Path) -> None:
+    (tmp_path / "in.png").write_bytes(png())
+    refs = [None, {"path": "in.png", "bytes": None}, {"path": None, "bytes": png((8, 8))}]
+    stage, wishes = stage_and_wishes(tmp_path, {"prompt": ["fox"] * 3, "input_image": refs})
+    origins = [
+        (r.input_image_path, r.input_image_sha256)
+        for r in made(stage, wishes)
+        if isinstance(r, ImageRecord)
+    ]
+    sums = [hashlib.sha256(data).hexdigest() for data in (png(), png((8, 8)))]
+    assert origins == [(None, None), ("in.png", sums[0]), (None, sums[1])]
+
+
+def test_pictures_to_start_from_are_held_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "CHUNK_BYTES", 2 * 3 * 16 * 16 * 4)
+    stage, wishes = stage_and_wishes(
+        tmp_path, {"prompt": ["fox"] * 7, "input_image": [png((16, 16))] * 7}
+    )
+    listener = Onlooker()
+    assert len(list(stage(wishes, "m", listener))) == 7
+    computed = [rows for what, rows in listener.told if what == "denoise"]
+    assert computed == [[0, 1, 2], [3, 4, 5], [6]]
+    read = [rows for what, rows in listener.told if what == "read"][1:]
+    assert read == [[number] for number in range(7)]
 
 
 def test_a_stage_says_which_rows_are_next_and_leaves_when_asked(tmp_path: Path) -> None:
