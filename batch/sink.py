@@ -1,5 +1,7 @@
 """Records into files that appear whole or not at all, with the same bytes on every run."""
 
+import base64
+import hashlib
 import io
 import json
 import tarfile
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 from schemas.arrow import image_schema, rejected_schema
 from schemas.records import ImageRecord, RejectedRecord
 
+LONGEST_KEY = 80  # characters of it in a file's name; tar has 100 for all
 ROW_GROUP_BYTES = 32 * 2**20
 FILE_SUFFIX = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
@@ -20,8 +23,18 @@ Carried = dict[str, Any]  # a row's passthrough values
 
 
 def file_name(record: ImageRecord, kind: str) -> str:
-    """A name for one picture: its key, safe in any archive, and its sample number."""
-    return f"{quote(record.key, safe='').replace('.', '%2E')}-{record.sample}.{FILE_SUFFIX[kind]}"
+    """A name for one picture: its key, safe in any archive, and its sample number. Of a long key
+    the beginning and a digest, for an archive has no room for more."""
+    key = quote(record.key, safe="").replace(".", "%2E")
+    if len(key) > LONGEST_KEY:
+        whole = hashlib.sha256(record.key.encode()).hexdigest()
+        key = f"{key[: LONGEST_KEY - 17]}~{whole[:16]}"
+    return f"{key}-{record.sample}.{FILE_SUFFIX[kind]}"
+
+
+def plain(value: Any) -> str:
+    """What JSON has no word for: bytes as base64, times and decimals as they are written."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def write_parquet(
@@ -85,7 +98,7 @@ def write_tar(file: BinaryIO, records: Iterable[tuple[ImageRecord, Carried]], ki
         for record, carried in records:
             name = file_name(record, kind)
             told = record.model_dump(exclude={"image"}) | carried
-            text = json.dumps(told, sort_keys=True, default=str, ensure_ascii=False)
+            text = json.dumps(told, sort_keys=True, default=plain, ensure_ascii=False)
             for member, data in (
                 (name, record.image),
                 (f"{name.rpartition('.')[0]}.json", text.encode()),

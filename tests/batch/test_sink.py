@@ -1,3 +1,4 @@
+import datetime
 import io
 import json
 import tarfile
@@ -116,6 +117,24 @@ def test_names_of_pictures_are_safe_and_distinct() -> None:
     names = {file_name(record(k), "png") for k in ("a.b", "a/b", "a%2Eb", "../a", "ä b")}
     assert len(names) == 5
     assert all(name.count(".") == 1 and "/" not in name for name in names)
+
+
+def test_a_key_of_any_length_has_a_name_that_an_archive_can_hold() -> None:
+    keys = ["k" * 500, "k" * 501, "ключ " * 20, "k"]
+    data = to_tar([(record(key), {}) for key in keys], "webp")
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        names = tar.getnames()
+        told = [json.load(tar.extractfile(name) or io.BytesIO()) for name in names[1::2]]
+    assert len(set(names)) == 8
+    assert max(len(name) for name in names) < 100
+    assert [one["key"] for one in told] == keys
+
+
+def test_what_json_has_no_word_for_is_carried_so_that_it_can_be_read() -> None:
+    carried = {"raw": b"\xff\x00", "day": datetime.date(2026, 1, 2), "none": None}
+    with tarfile.open(fileobj=io.BytesIO(to_tar([(record("a"), carried)], "png"))) as tar:
+        told = json.load(tar.extractfile("a-0.json") or io.BytesIO())
+    assert (told["raw"], told["day"], told["none"]) == ("/wA=", "2026-01-02", None)
 
 
 def test_rejected_rows_keep_their_reason() -> None:
