@@ -20,6 +20,7 @@ from schemas.manifest import COLUMNS, PromptRow
 
 STRINGS = ("prompt", "negative_prompt", "rand_device", "schedule")
 GLOB = "*?["
+KEYS_READ = 2**16
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,7 @@ class Manifest:
             with self.fs.open_input_file(path) as stream:
                 size = stream.size()
                 parquet = pq.ParquetFile(stream)
-                stream.seek(size - 8)
-                length = int.from_bytes(stream.read(4), "little")
-                stream.seek(size - 8 - length)
-                footer = hashlib.sha256(stream.read(length)).hexdigest()[:16]
+                footer = footer_digest(stream, size)
         except pa.ArrowInvalid as error:
             raise ManifestError(f"{path}: is not a readable Parquet file: {error}") from None
         name = str(PurePosixPath(path).relative_to(self.base))
@@ -103,12 +101,21 @@ class Manifest:
     def passthrough_fields(self, names: tuple[str, ...]) -> list[pa.Field]:
         return [self.files[0].schema.field(name) for name in names]
 
-    def keys(self, file: ManifestFile) -> pa.ChunkedArray | None:
-        """The key column as strings, or None if the file has none."""
+    def keys(self, file: ManifestFile) -> Iterator[pa.Array]:
+        """The key column as strings, some thousand rows at a time; nothing if the file has none."""
         if "key" not in file.schema.names:
-            return None
+            return
         with self.fs.open_input_file(file.path) as stream:
-            return pq.read_table(stream, columns=["key"])["key"].cast(pa.string())
+            for batch in pq.ParquetFile(stream).iter_batches(KEYS_READ, columns=["key"]):
+                yield batch["key"].cast(pa.string())
+
+
+def footer_digest(stream: pa.NativeFile, size: int) -> str:
+    """16 hex digits of what a Parquet file says of itself at its end."""
+    stream.seek(size - 8)
+    length = int.from_bytes(stream.read(4), "little")
+    stream.seek(size - 8 - length)
+    return hashlib.sha256(stream.read(length)).hexdigest()[:16]
 
 
 def find_files(uri: str) -> tuple[fs.FileSystem, str, list[str]]:
@@ -196,8 +203,12 @@ class RowReader:
         self._last: tuple[str, int, pa.Table] | None = None
 
     def read(self, file: ManifestFile, first: int, count: int) -> Iterator[Row]:
-        """Rows `first` … `first + count − 1` of one file; a faulty one comes with its fault."""
+        """Rows `first` … `first + count − 1` of one file; a faulty one comes with its fault.
+        ManifestError if the file is not the one that was planned."""
         with self.fs.open_input_file(file.path) as stream:
+            size = stream.size()
+            if size != file.size or footer_digest(stream, size) != file.footer:
+                raise ManifestError(f"{file.path}: changed while the run was at it")
             tables = list(self._tables(file.path, pq.ParquetFile(stream), first, count))
         number = first
         for table in tables:

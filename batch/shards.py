@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pandas.util import hash_array
+import pyarrow as pa
 
 from batch.manifest import Manifest, ManifestFile
 
@@ -58,33 +58,40 @@ def plan(manifest: Manifest, rows_per_shard: int, recipe: Mapping[str, Any]) -> 
 def duplicates(manifest: Manifest) -> dict[int, dict[int, str]]:
     """By file and row: rows whose key stands in an earlier row, with `file:row` of the first one.
 
-    Keys are compared as 64-bit hashes first, so that memory is 8 bytes a row.
+    Keys are compared as 64-bit hashes first, so that memory is some 8 bytes a row; those that
+    look alike are read again.
     """
-    columns = [manifest.keys(file) for file in manifest.files]
-    hashes = [
-        np.zeros(0, np.uint64) if c is None else hash_array(c.to_pandas().to_numpy(object))
-        for c in columns
-    ]
-    values, counts = np.unique(
-        np.concatenate(hashes or [np.zeros(0, np.uint64)]), return_counts=True
-    )
-    suspect = values[counts > 1]
+    hashed = [hash_keys(keys) for file in manifest.files for keys in manifest.keys(file)]
+    every = np.concatenate(hashed or [np.zeros(0, np.uint64)])
+    del hashed
+    every.sort()
+    suspect = np.unique(every[1:][every[1:] == every[:-1]])
+    del every
     out: dict[int, dict[int, str]] = {}
     if not len(suspect):
         return out
     first: dict[str, str] = {}
-    for index, (column, hashed) in enumerate(zip(columns, hashes, strict=True)):
-        if column is None:
-            continue
-        for row in np.flatnonzero(np.isin(hashed, suspect)).tolist():
-            key = column[row].as_py()
-            if key is None:
-                continue
-            if key in first:
-                out.setdefault(index, {})[row] = first[key]
-            else:
-                first[key] = f"{manifest.files[index].name}:{row}"
+    for index, file in enumerate(manifest.files):
+        begin = 0
+        for keys in manifest.keys(file):
+            for place in np.flatnonzero(np.isin(hash_keys(keys), suspect)).tolist():
+                key, row = keys[place].as_py(), begin + place
+                if key is None:
+                    continue
+                if key in first:
+                    out.setdefault(index, {})[row] = first[key]
+                else:
+                    first[key] = f"{file.name}:{row}"
+            begin += len(keys)
     return out
+
+
+def hash_keys(keys: pa.Array) -> np.ndarray:
+    """64 bits of each."""
+    from pandas.util import hash_array  # pandas takes its time to import, and only plans hash
+
+    hashed: np.ndarray = hash_array(keys.to_numpy(zero_copy_only=False), categorize=False)
+    return hashed
 
 
 def count_rows(shards: Iterable[Shard]) -> int:

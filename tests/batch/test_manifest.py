@@ -126,6 +126,16 @@ def test_a_range_is_read_from_the_row_groups_that_hold_it(tmp_path: Path) -> Non
     ]
 
 
+def test_a_file_that_changes_under_a_run_is_not_read(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path / "a.parquet", {"prompt": ["fox", "owl"]})
+    manifest = Manifest(str(path))
+    assert len(rows(manifest)) == 2
+    for prompts in (["fox", "bee"], ["fox", "owl", "bee"]):
+        write_manifest(path, {"prompt": prompts})
+        with pytest.raises(ManifestError, match=r"a\.parquet: changed while the run was at it"):
+            rows(manifest)
+
+
 def test_integer_keys_become_strings(tmp_path: Path) -> None:
     write_manifest(tmp_path / "a.parquet", {"prompt": ["fox"], "key": [7]})
     manifest = Manifest(str(tmp_path))

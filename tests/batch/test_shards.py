@@ -1,5 +1,8 @@
 from pathlib import Path
 
+import pytest
+
+from batch import manifest as manifest_module
 from batch.manifest import Manifest
 from batch.shards import count_rows, duplicates, plan
 from tests.batch.doubles import write_manifest
@@ -40,6 +43,15 @@ def test_of_a_key_given_twice_the_first_row_stands(tmp_path: Path) -> None:
     assert duplicates(manifest) == {0: {2: "a.parquet:0"}, 1: {0: "a.parquet:1"}}
     shards = plan(manifest, 2, RECIPE)
     assert [s.duplicates for s in shards] == [(), ((2, "a.parquet:0"),), ((0, "a.parquet:1"),), ()]
+
+
+def test_keys_are_compared_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest_module, "KEYS_READ", 3)
+    keys = [f"k{i}" for i in range(10)] + ["k2", None, None, "k9"]
+    write_manifest(tmp_path / "a.parquet", {"prompt": ["x"] * 14, "key": keys})
+    write_manifest(tmp_path / "b.parquet", {"prompt": ["x"] * 4, "key": [10, 11, 12, 11]})
+    found = duplicates(Manifest(str(tmp_path)))
+    assert found == {0: {10: "a.parquet:2", 13: "a.parquet:9"}, 1: {3: "b.parquet:1"}}
 
 
 def test_an_empty_file_has_no_shards(tmp_path: Path) -> None:
