@@ -81,6 +81,16 @@ class Bucket:
         prefix = f"{self.prefix}{folder}/"
         return sorted(key.removeprefix(prefix) for key in self._keys(prefix, Delimiter="/"))
 
+    def folders(self, folder: str) -> list[str]:
+        """What stands between `folder/` and the next slash in names of objects, sorted."""
+        prefix = f"{self.prefix}{folder}/"
+        with told(self.uri, "cannot be listed"):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix, Delimiter="/"
+            )
+            found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
+        return sorted(name.removeprefix(prefix).rstrip("/") for name in found)
+
     def exists(self, name: str) -> bool:
         with told(self.uri, f"{name} cannot be looked for"):
             try:

@@ -1,8 +1,8 @@
 """The cluster's machines: which are there, and what each of them sees on its own disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -26,20 +26,36 @@ def resources() -> dict[str, float]:
 
 def ask(node: str, question: Callable[[Path], T], path: Path) -> T | None:
     """The answer of a process on that node, or None if it gives none."""
-    if node == ray.get_runtime_context().get_node_id():
-        return question(path)
+    return ask_all([node], question, path)[0]
+
+
+def ask_all(nodes: Sequence[str], question: Callable[[Path], T], path: Path) -> list[T | None]:
+    """The answers of these nodes, asked at the same time."""
+    here = ray.get_runtime_context().get_node_id()
+    asked = [None if node == here else _task(node, question).remote(path) for node in nodes]
+    waiting = [ref for ref in asked if ref is not None]
+    if waiting:
+        ray.wait(waiting, num_returns=len(waiting), timeout=PATIENCE_S)
+    return [question(path) if ref is None else _answer(ref) for ref in asked]
+
+
+def _task(node: str, question: Callable[[Path], T]) -> Any:
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    task = ray.remote(question).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+    return ray.remote(question).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+
+
+def _answer(ref: Any) -> Any:
     try:
-        answer: T = ray.get(task.remote(path), timeout=PATIENCE_S)
+        return ray.get(ref, timeout=0)
     except (RayError, GetTimeoutError):
         return None
-    return answer
 
 
 def blind(file: Path) -> list[str]:
     """Host names of the nodes that do not see this file."""
-    return sorted(name for node, name in alive().items() if not ask(node, is_file, file))
+    there = alive()
+    answers = ask_all(list(there), is_file, file)
+    return sorted(name for name, sees in zip(there.values(), answers, strict=True) if not sees)
 
 
 def is_file(path: Path) -> bool:

@@ -25,8 +25,11 @@ WORTH = 30  # a part is written when it saves this many times what the last one 
 FIRST_COST_S = 0.005
 
 
+PARTS = f"{RUN}/parts"
+
+
 def parts_folder(shard: str) -> str:
-    return f"{RUN}/parts/{shard}"
+    return f"{PARTS}/{shard}"
 
 
 class Parts:

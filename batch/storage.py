@@ -80,7 +80,7 @@ class Storage:
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
         """A file on a local disk, to be filled and published; gone afterwards."""
-        folder = Path(tempfile.gettempdir()) if self.bucket else Path(self.path(ATTEMPTS))
+        folder = self._attempts()
         attempt = Attempt(folder / f"{uuid.uuid4().hex}.part")
         with told(self.uri, attempt.path):
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +88,12 @@ class Storage:
                 yield attempt
             finally:
                 attempt.path.unlink(missing_ok=True)
+
+    def _attempts(self) -> Path:
+        """Beside what is to be published; of a bucket, on this machine's own disk."""
+        if self.bucket:
+            return Path(tempfile.gettempdir()) / f"fluxmill-{os.getuid()}" / "attempts"
+        return Path(self.path(ATTEMPTS))
 
     def publish(self, attempt: Attempt, name: str) -> bool:
         """Show what is in `attempt` under `name` unless that exists; whether it was we who did."""
@@ -123,6 +129,16 @@ class Storage:
         else:
             Path(self.path(name)).unlink(missing_ok=True)
 
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders directly in `folder`, sorted."""
+        if self.bucket:
+            return self.bucket.folders(folder)
+        try:
+            with os.scandir(self.path(folder)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
+        except FileNotFoundError:
+            return []
+
     def remove_folder(self, name: str) -> None:
         """Take away a folder and all that is below it, if it is there."""
         if self.bucket:
@@ -133,8 +149,8 @@ class Storage:
 
     def sweep(self) -> None:
         """Remove attempts that a killed writer left behind a day ago or earlier."""
-        folder = Path(self.path(ATTEMPTS))
-        if not self.local or not folder.is_dir():
+        folder = self._attempts()
+        if not folder.is_dir():
             return
         for attempt in folder.iterdir():
             try:
@@ -151,6 +167,8 @@ LASTING = {
     errno.EACCES: "permission denied",
     errno.EPERM: "not permitted",
     errno.EFBIG: "the file is too large",
+    errno.EOPNOTSUPP: "the file system has no hard links",
+    errno.ENOSYS: "the file system has no hard links",
 }
 
 

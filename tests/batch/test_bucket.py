@@ -34,6 +34,7 @@ def test_objects_have_names_below_an_address(place: Bucket) -> None:
     place.put("data/deep/er", b"3")
     assert place.names("data") == ["a", "b"]
     assert place.names("nowhere") == []
+    assert place.folders("data") == ["deep"]
     assert (place.exists("data/a"), place.exists("data")) == (True, False)
     assert place.read("data/a") == b"1"
     place.delete("data/a")

@@ -59,6 +59,14 @@ def test_only_old_attempts_are_swept(tmp_path: Path) -> None:
     assert storage.names(ATTEMPTS) == ["new.part"]
 
 
+def test_folders_are_listed_apart_from_files(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    for name in ("parts/b/1", "parts/a/1", "parts/a/2", "parts/file"):
+        storage.create(name, b"x")
+    assert storage.folders("parts") == ["a", "b"]
+    assert storage.folders("none") == []
+
+
 def test_a_folder_that_is_not_there_has_no_files(tmp_path: Path) -> None:
     assert Storage(str(tmp_path)).names("data") == []
 
