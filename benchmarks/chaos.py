@@ -28,8 +28,7 @@ import torch
 from batch.actor import ShardWorker
 from batch.run import checked_plan, run
 from batch.stages.generate import GenerateStage
-from flux_engine.engine import ONLOOKER, Outcome, Watch
-from flux_engine.request import Generation, GenerationRequest
+from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
 from jobs import cli
 from schemas.jobs import GenerateJob
 

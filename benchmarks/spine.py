@@ -33,8 +33,7 @@ from batch.run import checked_plan, left_to_do, run
 from batch.stages.generate import Asked, GenerateStage
 from benchmarks import machine
 from benchmarks.toys import TOYS
-from flux_engine.engine import ONLOOKER, Outcome, Watch
-from flux_engine.request import Generation, GenerationRequest
+from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
 from schemas.jobs import GenerateJob
 from schemas.records import ImageRecord, Record
 from tests.parity.tiny import write_folder
@@ -47,8 +46,8 @@ DOT = to_bytes(torch.zeros(3, 1, 1), "png", 0)  # the page wants to open a pictu
 
 @dataclass(frozen=True)
 class Load:
-    """What a row costs: seconds of the card and of an encoder, bytes of its picture. `weighed`: note
-    the memory after each shard, which costs ms."""
+    """What a row costs: seconds of the card and of an encoder, bytes of its picture. `weighed`: the
+    memory is noted after each shard, which costs ms."""
 
     compute: float = 0.0
     encode: float = 0.0

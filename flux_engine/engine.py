@@ -18,7 +18,7 @@ from flux_engine.errors import NumbersBroke, RequestError
 from flux_engine.latents import PATCH, pack, position_ids, start_noise, unpack
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
-from flux_engine.request import Generation, GenerationRequest
+from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
 from flux_engine.sampling.denoise import Conditions, Progress, denoise, modulation_table, plain
 from flux_engine.sampling.schedule import shift_of, sigmas
 from flux_engine.sampling.tiling import Tiling
@@ -26,22 +26,7 @@ from flux_engine.vram.residency import Residency
 
 logger = logging.getLogger(__name__)
 
-Outcome = Generation | RequestError
 Latents = dict[int, tuple[Tensor, int]]  # by number: (Z, H/8, W/8), and the micro-batch it was in
-
-
-class Watch:
-    """Told what is about to be computed, and asked whether to go on. This one only lets work."""
-
-    def at(self, stage: str, rows: Sequence[int]) -> None:
-        """These requests (by number) are next, in this stage."""
-
-    def leaving(self) -> bool:
-        """Asked before each micro-batch: whether to leave it, and all that follow, undone."""
-        return False
-
-
-ONLOOKER = Watch()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""What the engine is asked, and what it answers."""
+"""What the engine is asked, what it answers, and who may watch it. Brings no model along."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from torch import Tensor
+
+from flux_engine.errors import RequestError
 
 Schedule = Literal["flux", "diffsynth"]
 
@@ -72,3 +74,20 @@ class Generation:
     sigma_shift: float
     micro_batch: int
     tokens_dropped: int
+
+
+Outcome = Generation | RequestError
+
+
+class Watch:
+    """Told what is about to be computed, and asked whether to go on. This one only lets work."""
+
+    def at(self, stage: str, rows: Sequence[int]) -> None:
+        """These requests (by number) are next, in this stage."""
+
+    def leaving(self) -> bool:
+        """Asked before each micro-batch: whether to leave it, and all that follow, undone."""
+        return False
+
+
+ONLOOKER = Watch()

@@ -16,10 +16,8 @@ from batch.media import Pictures, to_bytes
 from batch.stages.base import Listener
 from batch.web import shown
 from batch.wishes import Wish, rejected
-from flux_engine.assembly import engine_of
-from flux_engine.engine import Outcome, Watch
 from flux_engine.errors import RequestError
-from flux_engine.request import Generation, GenerationRequest
+from flux_engine.request import Generation, GenerationRequest, Outcome, Watch
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
 from schemas.records import ImageRecord, Record
@@ -81,6 +79,9 @@ class GenerateStage:
 
     def setup(self) -> None:
         """Load the engine; called once in a worker's life."""
+        # here, because transformers come with it: who brings another engine does without
+        from flux_engine.assembly import engine_of
+
         engine, self.fingerprint = engine_of(self.job.engine)
         self.engine = engine
 

@@ -13,9 +13,8 @@ import torch
 
 from batch.actor import ShardWorker
 from batch.stages.generate import GenerateStage
-from flux_engine.engine import ONLOOKER, Outcome, Watch
 from flux_engine.errors import NumbersBroke
-from flux_engine.request import Generation, GenerationRequest
+from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
 from schemas.jobs import GenerateJob
 
 SIDE = 16

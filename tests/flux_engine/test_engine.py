@@ -8,8 +8,8 @@ from torch import Tensor
 
 from flux_engine import FluxEngine, Generation, NumbersBroke, RequestError
 from flux_engine.encode import PictureCoder
-from flux_engine.engine import Outcome, Watch
 from flux_engine.models.dit import FluxTransformer
+from flux_engine.request import Outcome, Watch
 from flux_engine.sampling.schedule import flux_shift
 from tests.conftest import ShapesEngine
 from tests.flux_engine.asking import asked, picture

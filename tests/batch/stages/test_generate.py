@@ -1,4 +1,6 @@
 import hashlib
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,12 @@ def test_a_record_says_which_picture_it_started_from(tmp_path: Path) -> None:
     ]
     sums = [hashlib.sha256(data).hexdigest() for data in (png(), png((8, 8)))]
     assert origins == [(None, None), ("in.png", sums[0]), (None, sums[1])]
+
+
+def test_a_worker_that_loads_no_engine_imports_no_encoders() -> None:
+    words = "import sys, batch.stages.generate; print({'transformers', 'pandas'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True)
+    assert done.stdout == "set()\n"
 
 
 def test_pictures_to_start_from_are_held_a_few_at_a_time(
