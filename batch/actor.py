@@ -18,7 +18,7 @@ from batch.crumb import Crumb
 from batch.errors import MachineFault, OutputError
 from batch.manifest import RowReader
 from batch.memory import give_back
-from batch.output import RUN, Output, unseen
+from batch.output import RECIPE, Output, unseen
 from batch.parts import Parts
 from batch.publish import publish
 from batch.report import Pulse, ShardReport, State
@@ -48,8 +48,10 @@ class ShardWorker:
     def setup(self) -> None:
         """Load what the stage needs; refuse an output that other weights have made, and one that is
         not the driver's: a node that came later may have a folder of that name on its own disk."""
-        if not self.output.storage.exists(f"{RUN}/recipe.json"):
+        if not self.output.storage.exists(RECIPE):
             raise OutputError(unseen(self.output.storage.uri, socket.gethostname()))
+        if not self.output.storage.local:
+            self.output.storage.sweep()  # attempts lie on each worker's own disk
         self.card.submit(self.stage.setup).result()
         self.output.identify(self.stage.fingerprint)
 

@@ -50,6 +50,15 @@ class Pictures:
         return Picture(pixels, hashlib.sha256(data).hexdigest())
 
 
+def check_pixels(picture: Image.Image, name: str) -> None:
+    """PictureError for more than are to be unfolded."""
+    if picture.width * picture.height > LARGEST_PICTURE:
+        raise PictureError(
+            f"{name}: has {picture.width} × {picture.height} pixels; at most {LARGEST_PICTURE} "
+            "are allowed"
+        )
+
+
 def decode(data: bytes, name: str, height: int, width: int) -> Tensor:
     """A picture file's content as (3, height, width) in −1…1."""
     try:
@@ -58,11 +67,7 @@ def decode(data: bytes, name: str, height: int, width: int) -> Tensor:
                 "ignore", Image.DecompressionBombWarning
             )  # our own limit is below
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        if picture.width * picture.height > LARGEST_PICTURE:
-            raise PictureError(
-                f"{name}: has {picture.width} × {picture.height} pixels; at most "
-                f"{LARGEST_PICTURE} are allowed"
-            )
+        check_pixels(picture, name)
         return to_pixels(picture, height, width)
     except UnidentifiedImageError:  # its own words hold an address in memory
         what = "of a known format" if data else "(it is empty)"

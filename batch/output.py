@@ -15,11 +15,17 @@ from batch.shards import digest
 from batch.storage import Storage
 
 DATA, REJECTED, RUN = "data", "rejected", "_run"
+RECIPE, PLAN = f"{RUN}/recipe.json", f"{RUN}/plan"
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar"}
 
 
 def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def entry_of(file: ManifestFile) -> dict[str, Any]:
+    """What is written down of a manifest's file."""
+    return {"name": file.name, "size": file.size, "rows": file.rows, "footer": file.footer}
 
 
 def unseen(uri: str, hosts: str) -> str:
@@ -67,7 +73,7 @@ class Output:
         return (told.done, told.rejected) if told else self._recount(shard)
 
     def _standing(self, shard: str, receipts: list[Counted]) -> Counted | None:
-        """The receipt of what is published; the data is read if its makers told different things."""
+        """The receipt of what is published; the data is read where makers told different counts."""
         if len({(one.done, one.rejected) for one in receipts}) == 1:
             return receipts[0]
         with self.storage.open(self.data(shard)) as file:
@@ -111,13 +117,24 @@ class Output:
 
     def claim(self, recipe: Mapping[str, Any]) -> None:
         """Write the recipe, or refuse, naming every field that differs from the one written."""
-        name = f"{RUN}/recipe.json"
         try:
-            if self.storage.create(name, to_json(recipe)):
+            if self.storage.create(RECIPE, to_json(recipe)):
                 return
         except (OSError, StorageError) as error:
             raise OutputError(f"output {self.storage.uri}: cannot be written: {error}") from None
-        there = json.loads(self.storage.read(name))
+        self._same_recipe(recipe)
+
+    def check(self, recipe: Mapping[str, Any], files: Iterable[ManifestFile]) -> None:
+        """Refuse what `claim` and `enrol` would refuse, and write nothing."""
+        try:
+            if self.storage.exists(RECIPE):
+                self._same_recipe(recipe)
+            self._unknown(files)
+        except OSError as error:
+            raise OutputError(f"output {self.storage.uri}: cannot be used: {error}") from None
+
+    def _same_recipe(self, recipe: Mapping[str, Any]) -> None:
+        there = json.loads(self.storage.read(RECIPE))
         here = json.loads(to_json(recipe))
         if there != here:
             fields = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
@@ -129,27 +146,32 @@ class Output:
 
     def enrol(self, files: Iterable[ManifestFile]) -> None:
         """Write down each manifest file once; refuse one that changed or went since then."""
-        known = set(self.storage.names(f"{RUN}/plan"))
-        files = list(files)
-        for base in sorted(known - {f"{digest(file.name)}.json" for file in files}):
-            gone = json.loads(self.storage.read(f"{RUN}/plan/{base}"))["name"]
+        for name, file in self._unknown(files).items():
+            if not self.storage.create(name, to_json(entry_of(file))):
+                self._same_file(name, file)  # another run was faster
+
+    def _unknown(self, files: Iterable[ManifestFile]) -> dict[str, ManifestFile]:
+        """Files that are not written down yet, by where they are to be."""
+        known = set(self.storage.names(PLAN))
+        named = {f"{digest(file.name)}.json": file for file in files}
+        for base in sorted(known - named.keys()):
+            gone = json.loads(self.storage.read(f"{PLAN}/{base}"))["name"]
             raise OutputError(
                 f"{gone}: {self.storage.uri} was planned from it, and the manifest has it no more. "
                 "Put it back, or take another output"
             )
-        for file in files:
-            entry = {"name": file.name, "size": file.size, "rows": file.rows, "footer": file.footer}
-            base = f"{digest(file.name)}.json"
-            name = f"{RUN}/plan/{base}"
-            if base not in known and self.storage.create(name, to_json(entry)):
-                continue
-            there = json.loads(self.storage.read(name))
-            if there != entry:
-                raise OutputError(
-                    f"{file.path}: changed since {self.storage.uri} was planned from it (it had "
-                    f"{there['rows']} rows in {there['size']} bytes and has {file.rows} in "
-                    f"{file.size}). New rows belong in a new file"
-                )
+        for base in known:
+            self._same_file(f"{PLAN}/{base}", named[base])
+        return {f"{PLAN}/{base}": file for base, file in named.items() if base not in known}
+
+    def _same_file(self, name: str, file: ManifestFile) -> None:
+        there = json.loads(self.storage.read(name))
+        if there != entry_of(file):
+            raise OutputError(
+                f"{file.path}: changed since {self.storage.uri} was planned from it (it had "
+                f"{there['rows']} rows in {there['size']} bytes and has {file.rows} in "
+                f"{file.size}). New rows belong in a new file"
+            )
 
     def identify(self, fingerprint: Mapping[str, Any]) -> None:
         """Write the engine's fingerprint, or refuse an engine with other weights."""

@@ -1,5 +1,6 @@
 """Ray actors, one to a GPU, kept busy; lost ones replaced. Scheduling and placement are Ray's."""
 
+import gc
 import logging
 import os
 import time
@@ -34,7 +35,8 @@ LOOK_S = 5.0  # between two looks at the size of the cluster
 DRAIN_S = 55.0  # RAY_JOB_STOP_WAIT_TIME_S is to be more
 FIRST_TIMEOUT_S = 3600.0  # of a micro-batch, as long as none has been timed
 LEAST_TIMEOUT_S = 300.0
-LOADED_PATIENCE = 10  # times the deaths while loading, if some worker has its engine
+LOADS = 4  # that may fail one after the other, whatever shards there are
+PROVEN = 10  # times as many may, once some worker has had the engine: then it is not to blame
 PATIENCE = 20  # times the longest micro-batch so far
 
 MakeWorker = Callable[[Path], ShardWorker]
@@ -51,6 +53,7 @@ class WorkerProcess:
 
     def ready(self) -> str:
         self.worker.setup()
+        gc.freeze()  # what is loaded stays: a tenth of a row's CPU went into looking at it again
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
@@ -88,6 +91,7 @@ class Pool:
     """Keeps workers busy with shards until none is left, or `stop` says so.
 
     `row_timeout`: seconds that one micro-batch may take; None: a rule of those seen so far.
+    `proven`: whether an earlier run's workers had this engine.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class Pool:
         retries: int,
         stop: Callable[[], bool],
         row_timeout: float | None = None,
+        proven: bool = False,
     ) -> None:
         self.make, self.share, self.stop = make, share, stop
         self.retries, self.row_timeout = retries, row_timeout
@@ -108,7 +113,8 @@ class Pool:
         self._wanted = 0
         self._most = 0  # workers that could have something to do
         self._looked = -LOOK_S
-        self._deaths_while_loading = 0
+        self._proven = proven
+        self._failed_loads = 0  # since the last one that came off
         self._slowest = 0.0
         self._busy_before = 0.0  # of workers that are gone
 
@@ -234,7 +240,7 @@ class Pool:
             return None
         if ref == lane.loading and lane.node is None:
             lane.node = told
-            self._deaths_while_loading = 0
+            self._proven, self._failed_loads = True, 0
             return None
         if ref == lane.asked:
             lane.asked, lane.pulse = None, told
@@ -260,8 +266,10 @@ class Pool:
             logger.warning("machine gave out", extra={"shard": lease.shard.name, "why": str(cause)})
             why = f"MachineFault: {str(cause).partition(':')[0]}, tried alone"
             self._strike(lane, why, (lease.shard.name, list(cause.rows)))
-        elif lease is None or everyones(cause):
+        elif everyones(cause) or (lease is None and ref != lane.loading):
             raise cause
+        elif lease is None:
+            self._failed_to_load(f"{type(cause).__name__}: {cause}")
         else:
             logger.warning("shard failed", extra={"shard": lease.shard.name, "why": repr(cause)})
             self._blame.failure(lease.shard, cause)
@@ -276,14 +284,20 @@ class Pool:
         if error.preempted or (lane.node is not None and lane.node not in alive()):
             self._take_back(lane)
         elif lane.node is None:
-            self._deaths_while_loading += 1
-            if self._deaths_while_loading > self.retries * (LOADED_PATIENCE if self.loaded else 1):
-                raise RunFailed(f"workers die while they load the engine: {error}")
+            self._failed_to_load(str(error))
         elif lane.hung:
             self._strike(lane, "RowTimeout: it took longer than row_timeout, tried alone")
         else:
             self._strike(lane, "WorkerDied: the process died while this row was tried alone")
         self._replace(lane)
+
+    def _failed_to_load(self, why: str) -> None:
+        """RunFailed if that goes on. A worker that is killed from outside cannot be told from one
+        that its engine killed, but by whether another has had that engine."""
+        self._failed_loads += 1
+        logger.warning("engine not loaded", extra={"times": self._failed_loads, "why": why})
+        if self._failed_loads > LOADS * (PROVEN if self._proven else 1):
+            raise RunFailed(f"workers cannot load the engine, {self._failed_loads} times: {why}")
 
     def _strike(self, lane: Lane, why: str, at: tuple[str, list[int]] | None = None) -> None:
         """Blame the rows that the worker was at, and take back what it had. A process that is gone

@@ -1,5 +1,6 @@
 """A job from its manifest to its dataset: plan, skip what is finished, work, report."""
 
+import logging
 import os
 import time
 import uuid
@@ -9,11 +10,12 @@ from pathlib import Path
 from batch.actor import ShardWorker
 from batch.card import card
 from batch.display import display
-from batch.errors import JobError, RunFailed
+from batch.errors import JobError, RunFailed, StorageDown, StorageError
 from batch.manifest import Manifest
 from batch.nodes import alive, blind, resources
 from batch.output import REJECTED, RUN, Output, to_json, unseen
 from batch.page import page
+from batch.parts import PARTS
 from batch.pool import MakeWorker, Pool
 from batch.report import RunReport
 from batch.retry import retry_of, turns
@@ -21,6 +23,8 @@ from batch.shards import Shard, plan
 from batch.telemetry import Telemetry
 from batch.workers import share_of
 from schemas.jobs import GenerateJob
+
+logger = logging.getLogger(__name__)
 
 WRITTEN_S = 5.0  # between two reports of a run that goes on
 
@@ -74,10 +78,18 @@ def run(
         name = f"{RUN}/reports/{run_name()}.json"
         share = share_of(resources(), job.workers, job.engine.device)
         make = factory(placed(job, share.resources.gpus), (manifest.root, *job.picture_roots))
-        pool = Pool(make, share, retries=job.shard_retries, stop=stop, row_timeout=job.row_timeout)
+        pool = Pool(
+            make,
+            share,
+            retries=job.shard_retries,
+            stop=stop,
+            row_timeout=job.row_timeout,
+            proven=output.storage.exists(f"{RUN}/fingerprint.json"),
+        )
         watch(pool, todo, report, job, lambda state: write_report(output, name, report, state))
     complete = report.finished == report.rows
-    publish(job, output, report)
+    if complete:  # a page of large pictures takes longer than a stopped run has
+        publish(job, output, report)
     return report, complete
 
 
@@ -112,10 +124,14 @@ def retry(output: Output, shard: Shard, last: str) -> Shard | None:
 
 
 def tidy(output: Output, published: dict[str, list[str]]) -> None:
-    """Take away rejects whose rows were tried again: the process that should have was killed."""
+    """Take away what a process should have that was killed: rejects whose rows were tried again,
+    and parts of shards that are published."""
     outdated = {f"{name}.parquet" for names in published.values() for name in names[:-1]}
     for name in outdated.intersection(output.storage.names(REJECTED) if outdated else []):
         output.storage.remove(f"{REJECTED}/{name}")
+    finished = {name for names in published.values() for name in names}
+    for shard in finished.intersection(output.storage.folders(PARTS)):
+        output.storage.remove_folder(f"{PARTS}/{shard}")
 
 
 def check_nodes(output: Output) -> None:
@@ -175,7 +191,11 @@ def watch(
 
 
 def write_report(output: Output, name: str, report: RunReport, state: str) -> None:
-    output.storage.replace(name, to_json(report.as_json(state)))
+    """For people to read: that it cannot be written ends no run, for rows may still get through."""
+    try:
+        output.storage.replace(name, to_json(report.as_json(state)))
+    except (OSError, StorageError, StorageDown) as error:
+        logger.warning("report not written", extra={"report": name, "why": str(error)})
 
 
 def publish(job: GenerateJob, output: Output, report: RunReport) -> None:

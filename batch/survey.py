@@ -14,7 +14,6 @@ from batch.errors import OutputError
 from batch.output import REJECTED, RUN, SUFFIX, Output
 from batch.storage import Storage
 
-PARTS = f"{RUN}/parts"
 SHOWN = ("key", "sample", "prompt", "seed", "height", "width")
 
 

@@ -17,6 +17,7 @@ from schemas.base import Schema, SchemaError
 
 S = TypeVar("S", bound=Schema)
 
+RAY_COPY = "working_dir_files"  # a folder of Ray's that holds the copies
 COMPLETE, BROKEN, REFUSED, STOPPED = 0, 1, 2, 75
 
 
@@ -59,6 +60,17 @@ def set_value(values: Any, change: str) -> None:
         here[int(last)] = value
     else:
         raise SchemaError(f"--set {change}: there is nothing at {last!r}")
+
+
+def check_place(output: str) -> None:
+    """SchemaError for an output inside the copy of a folder in which a submitted job runs: nobody
+    would find it there, and Ray takes it away."""
+    inside = Path(output).absolute() if "://" not in output else Path()
+    if RAY_COPY in inside.parts:
+        raise SchemaError(
+            f"output {output}: lies in Ray's copy of the submitted folder; give an absolute path "
+            "that every node sees, or an s3:// address"
+        )
 
 
 def start_logging() -> None:

@@ -1,7 +1,8 @@
-"""Prompts into an image dataset.
+r"""Prompts into an image dataset.
 
     python -m jobs.generate --config jobs/recipes/demo.yaml
-    ray job submit --working-dir . -- python -m jobs.generate --config jobs/recipes/demo.yaml
+    ray job submit --working-dir . -- python -m jobs.generate --config jobs/recipes/demo.yaml \
+        --set output=/where/all/nodes/see/it
 
 Exit status: 0 the dataset is complete, rejected rows counted; 2 the job or the manifest is wrong
 and nothing was started; 75 stopped by a signal, a rerun goes on; 1 anything else, too many
@@ -16,8 +17,9 @@ from typing import Annotated
 import ray
 import typer
 
-from batch.errors import BatchError, JobError, ManifestError, OutputError
+from batch.errors import BatchError, JobError, ManifestError, OutputError, StorageError
 from batch.manifest import Manifest
+from batch.output import Output
 from batch.preview import preview
 from batch.run import checked_plan, run
 from batch.shards import Shard
@@ -51,6 +53,15 @@ def resolved(job: GenerateJob) -> GenerateJob:
     return job.model_copy(update={"sampling": resolve(job.sampling, defaults)})
 
 
+def standing(job: GenerateJob, manifest: Manifest, shards: list[Shard]) -> str:
+    """What of these shards is in the output; OutputError if a run would be refused there."""
+    output = Output(job.output, job.format)
+    output.check(job.recipe(), manifest.files)
+    finished = output.finished()
+    there = sum(shard.name in finished for shard in shards)
+    return f"{there} of {len(shards)} shards are finished in {job.output}"
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -73,13 +84,15 @@ def main(
     stop = cli.StopSignal()
     try:
         job = resolved(cli.load(GenerateJob, config, set_ or []))
+        cli.check_place(job.output)
         manifest, shards = checked_plan(job)
         if dry_run:
             typer.echo(job.model_dump_json(indent=2))
             typer.echo("\n".join(preview(job, manifest, shards).lines()))
+            typer.echo(standing(job, manifest, shards))
             return
         code = work(job, manifest, shards, stop, retry_rejected=retry_rejected)
-    except (SchemaError, ManifestError, EngineError) as error:
+    except (SchemaError, ManifestError, OutputError, StorageError, EngineError) as error:
         logger.error(str(error))  # noqa: TRY400  the message is for the user
         code = cli.REFUSED
     except cli.Stopped as error:

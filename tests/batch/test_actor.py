@@ -19,8 +19,7 @@ from batch.retry import retry_of
 from batch.run import checked_plan
 from batch.shards import Shard
 from batch.wishes import Wish
-from flux_engine.engine import Outcome
-from flux_engine.request import GenerationRequest
+from flux_engine.request import GenerationRequest, Outcome
 from tests.batch.doubles import Painter, PainterStage, column, data_bytes, job, write_manifest
 
 

@@ -41,6 +41,7 @@ def test_a_page_shows_pictures_prompts_and_rejects_from_one_file(tmp_path: Path,
     prompts = ['a "quoted" <fox>', "nan", "owl"]
     asked = job(tmp_path, write_manifest(tmp_path / "m.parquet", {"prompt": prompts}), format=kind)
     worker = ShardWorker(asked, PainterStage(asked, ()))
+    worker.output.claim(asked.recipe())
     worker.setup()
     reports = [worker(shard) for shard in checked_plan(asked)[1]]
     total = RunReport(rows=3, done=sum(r.done for r in reports), rejected=1)
@@ -59,6 +60,7 @@ def test_a_large_dataset_is_shown_in_part_and_says_so(
     monkeypatch.setattr(page_room, "SHOWN", 2)
     asked = job(tmp_path, write_manifest(tmp_path / "m.parquet", {"prompt": list("abcd")}))
     worker = ShardWorker(asked, PainterStage(asked, ()))
+    worker.output.claim(asked.recipe())
     worker.setup()
     worker(checked_plan(asked)[1][0])
     text = page(asked, Output(asked.output, "parquet"), RunReport(rows=4, done=4))

@@ -40,6 +40,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     asked = job(folder, manifest)
     worker = ShardWorker(asked, PainterStage(asked, ()))
+    worker.output.claim(asked.recipe())
     worker.setup()
     for shard in checked_plan(asked)[1]:
         worker(shard)

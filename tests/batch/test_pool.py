@@ -110,8 +110,35 @@ class OtherFactory(Factory):
 def test_workers_that_die_while_loading_stop_the_run(tmp_path: Path) -> None:
     asked = ready(tmp_path, ["fox"])
     pool = Pool(DyingFactory(asked, ()), workers(1), retries=1, stop=lambda: False)
-    with pytest.raises(RunFailed, match="die while they load the engine"):
+    with pytest.raises(RunFailed, match="cannot load the engine, 5 times"):
         list(pool.run(checked_plan(asked)[1]))
+
+
+class LoadsSometimes(PainterStage):
+    """Fails to load until it was tried often enough: killed, or with an error of its machine."""
+
+    def setup(self) -> None:
+        tries = Path(f"{self.job.output}.tries")
+        with tries.open("a") as file:
+            file.write("x")
+        match tries.stat().st_size:
+            case 1 | 3 | 4 | 5 | 6 | 7:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case 2:
+                raise ConnectionError("no route to the weights")
+        super().setup()
+
+
+class SometimesFactory(Factory):
+    stage = LoadsSometimes
+
+
+def test_an_engine_that_has_been_loaded_before_is_not_blamed_for_kills(tmp_path: Path) -> None:
+    asked = ready(tmp_path, ["fox", "owl"])
+    factory = SometimesFactory(asked, ())
+    pool = Pool(factory, workers(1), retries=0, stop=lambda: False, proven=True)
+    assert sum(r.done for r in pool.run(checked_plan(asked)[1]) if r is not None) == 2
+    assert pool.lost == 6
 
 
 def test_the_users_fault_in_a_worker_stops_the_run_with_its_own_words(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from batch.errors import ManifestError, OutputError, RunFailed
+from batch.errors import ManifestError, OutputError, RunFailed, StorageDown
 from batch.report import RunReport
 from batch.run import Stop, checked_plan, run
+from batch.storage import Storage
 from schemas.jobs import GenerateJob
 from tests.batch.doubles import PainterFactory, column, data_bytes, job, write_manifest
 from tests.batch.test_media import png
@@ -142,6 +143,42 @@ def test_two_runs_at_once_end_with_one_complete_dataset(tmp_path: Path) -> None:
     assert [(report.done, complete) for report, complete in ended] == [(40, True)] * 2
     assert sorted(column(tmp_path / "out", "key")) == sorted(f"k{i}" for i in range(40))
     assert len(list((tmp_path / "out" / "data").iterdir())) == 10
+
+
+def test_what_a_killed_process_left_lying_is_taken_away(tmp_path: Path) -> None:
+    go(asked(tmp_path), start)
+    out = tmp_path / "out"
+    finished = next((out / "data").iterdir()).stem
+    for shard in (finished, "of-another-run"):
+        (out / "_run" / "parts" / shard).mkdir(parents=True)
+        (out / "_run" / "parts" / shard / "a.arrow").write_bytes(b"x")
+    go(asked(tmp_path), start)
+    assert os.listdir(out / "_run" / "parts") == ["of-another-run"]
+
+
+def test_a_report_that_cannot_be_written_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replace = Storage.replace
+
+    def fails(self: Storage, name: str, data: bytes, *, durable: bool = True) -> None:
+        if "reports" in name:
+            raise StorageDown("no answer")
+        replace(self, name, data, durable=durable)
+
+    monkeypatch.setattr(Storage, "replace", fails)
+    _, complete = go(asked(tmp_path), start)
+    assert complete
+    assert "report not written" in caplog.messages
+
+
+def test_a_stopped_run_does_not_stay_for_the_page(tmp_path: Path) -> None:
+    _, complete = go(asked(tmp_path), lambda: lambda: True)
+    assert not complete
+    assert not (tmp_path / "out" / "index.html").exists()
+    _, complete = go(asked(tmp_path), start)
+    assert complete
+    assert (tmp_path / "out" / "index.html").exists()
 
 
 def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_run(tmp_path: Path) -> None:

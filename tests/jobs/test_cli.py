@@ -2,12 +2,13 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.cli import FieldFormatter, Stopped, StopSignal, load, set_value
+from jobs.cli import FieldFormatter, Stopped, StopSignal, check_place, load, set_value
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
 
@@ -76,6 +77,20 @@ def test_a_file_that_is_no_job_is_refused_by_name(tmp_path: Path, text: str, why
         load(GenerateJob, path, [])
     with pytest.raises(SchemaError, match=r"none\.yaml: cannot be read"):
         load(GenerateJob, tmp_path / "none.yaml", [])
+
+
+@pytest.mark.parametrize(
+    ("output", "fine"), [("out", False), ("/data/out", True), ("s3://b/out", True)]
+)
+def test_an_output_in_ray_s_copy_of_a_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, fine: bool
+) -> None:
+    check_place(output)
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with nullcontext() if fine else pytest.raises(SchemaError, match="lies in Ray's copy"):
+        check_place(output)
 
 
 def test_a_logged_event_carries_its_fields() -> None:

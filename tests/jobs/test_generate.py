@@ -13,6 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from batch.output import Output
+from jobs import cli
+from jobs.generate import resolved
+from schemas.jobs import GenerateJob
 from tests.batch.doubles import column, data_bytes, write_manifest
 
 PROMPTS = [
@@ -73,7 +77,18 @@ def test_a_dry_run_prints_the_resolved_job_and_the_plan_and_stops(tmp_path: Path
     assert json.loads(job + "}")["sampling"]["height"] == 64  # the model folder's own default
     assert "3 shards, 6 rows, 6 pictures" in plan
     assert "64×64, 2 steps, flux schedule" in plan
+    assert f"0 of 3 shards are finished in {tmp_path}/out" in plan
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_looks_at_the_output(tmp_path: Path) -> None:
+    config = write_job(tmp_path)
+    values = resolved(cli.load(GenerateJob, config, []))
+    Output(values.output, values.format).claim(values.recipe())
+    code, _, err = finish(start(config, "--dry-run", "--set", "image_format=webp"))
+    assert code == 2
+    assert "image_format was 'png' and is 'webp'" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.ray

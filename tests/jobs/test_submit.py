@@ -163,6 +163,14 @@ def test_ray_job_submit_makes_a_dataset(head: Head, travelling: Path, tmp_path: 
 
 
 @pytest.mark.ray
+def test_an_output_that_would_lie_in_ray_s_copy_is_refused(head: Head, travelling: Path) -> None:
+    words = f"ray job submit --working-dir . -- python -m jobs.generate --config {travelling.name}"
+    done = head.run(*words.split(), "--set", "output=out")
+    assert done.returncode != 0
+    assert "output out: lies in Ray's copy of the submitted folder" in done.stdout + done.stderr
+
+
+@pytest.mark.ray
 def test_a_wrong_token_and_a_silent_server_are_told_in_one_line(
     head: Head, travelling: Path
 ) -> None:

@@ -39,6 +39,7 @@ def work(manifest: Path, output: Path, **engine: str) -> Path:
     job = resolved(GenerateJob.parse(told))
     _, shards = checked_plan(job)
     worker = ShardWorker(job, GenerateStage(job, ()))
+    worker.output.claim(job.recipe())
     worker.setup()
     reports = [worker(shard) for shard in shards]
     assert sum(report.rejected for report in reports) == 0
