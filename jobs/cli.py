@@ -102,8 +102,9 @@ class FieldFormatter(logging.Formatter):
         return super().format(record) + told
 
 
-class Stopped(Exception):
-    """The process was asked to end before there was anything to drain."""
+class Stopped(BaseException):
+    """The process was asked to end before there was anything to drain. No `Exception`: what is told
+    to whoever happens to catch those would be lost, as it was inside of Ray's start."""
 
 
 class StopSignal:
@@ -143,6 +144,10 @@ def start_ray(stop: StopSignal) -> StopSignal:
             ray.init(configure_logging=False)
         else:
             ray.init(address="local", include_dashboard=False, configure_logging=False)
+    except SystemExit as error:  # from Ray's own handler, which it sets while it starts
+        if error.code == signal.SIGTERM:
+            raise Stopped("SIGTERM") from None
+        raise
     except (ConnectionError, RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())
         raise JobError(f"Ray does not start{f' at {address}' if address else ''}: {told}") from None

@@ -1,14 +1,24 @@
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-from jobs.cli import FieldFormatter, Stopped, StopSignal, check_place, load, set_value
+from jobs.cli import (
+    FieldFormatter,
+    Stopped,
+    StopSignal,
+    check_place,
+    load,
+    set_value,
+    start_ray,
+)
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
 
@@ -111,6 +121,20 @@ def stop() -> Iterator[StopSignal]:
 def test_before_there_is_work_a_signal_ends_the_process_at_once(stop: StopSignal) -> None:
     with pytest.raises(Stopped, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_while_ray_starts_ends_the_process_like_any_other(
+    stop: StopSignal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_ray_does(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        with suppress(Exception):
+            os.kill(os.getpid(), asked)
+
+    monkeypatch.setattr(ray, "init", as_ray_does)
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        with pytest.raises(Stopped, match=asked.name):
+            start_ray(stop)
 
 
 def test_while_there_is_work_the_first_signal_asks_and_the_second_ends(stop: StopSignal) -> None:
