@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from batch.actor import Refused, ShardWorker
 from batch.backlog import Backlog, Lease
@@ -235,7 +235,7 @@ class Pool:
         except RayTaskError as error:
             self._failed(lane, ref, error)
             return None
-        except RayActorError as error:
+        except RayError as error:  # not `RayActorError` alone: memory that runs out is another one
             self._died(lane, error)
             return None
         if ref == lane.loading and lane.node is None:
@@ -276,17 +276,20 @@ class Pool:
             self._take_back(lane)
         self._replace(lane)
 
-    def _died(self, lane: Lane, error: RayActorError) -> None:
+    def _died(self, lane: Lane, error: RayError) -> None:
         """The worker's process is gone, and all that it had been asked."""
         self.lost += 1
         told = ", ".join(lease.shard.name for lease in lane.leases.values())
         logger.warning("worker lost", extra={"had": told or "(loading)"})
-        if error.preempted or (lane.node is not None and lane.node not in alive()):
+        preempted = getattr(error, "preempted", False)
+        if preempted or (lane.node is not None and lane.node not in alive()):
             self._take_back(lane)
         elif lane.node is None:
             self._failed_to_load(str(error))
         elif lane.hung:
             self._strike(lane, "RowTimeout: it took longer than row_timeout, tried alone")
+        elif isinstance(error, OutOfMemoryError):
+            self._strike(lane, "WorkerDied: its machine had no memory left, tried alone")
         else:
             self._strike(lane, "WorkerDied: the process died while this row was tried alone")
         self._replace(lane)

@@ -3,8 +3,11 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from batch.actor import ShardWorker
 from batch.errors import OutputError, RunFailed
@@ -63,6 +66,25 @@ def test_rows_that_kill_hang_or_exhaust_memory_are_found_and_their_neighbours_li
         assert "alone" in words
     # killed and hung: twice among others, once alone; less if a neighbour's end struck the row too
     assert 4 <= pool.lost <= 6
+
+
+def test_a_worker_that_ray_ends_for_its_memory_is_a_worker_that_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = ray.get
+
+    def as_the_memory_monitor_has_it(*asked: Any, **options: Any) -> Any:
+        try:
+            return get(*asked, **options)
+        except RayActorError as error:
+            raise OutOfMemoryError(str(error)) from None
+
+    monkeypatch.setattr(ray, "get", as_the_memory_monitor_has_it)
+    asked = ready(tmp_path, ["fox", "kill", "owl"])
+    pool = Pool(PainterFactory(asked, ()), workers(1), retries=0, stop=lambda: False)
+    assert sum(r.done for r in pool.run(checked_plan(asked)[1]) if r is not None) == 2
+    (reason,) = column(tmp_path / "out", "reason", "rejected")
+    assert reason == "its machine had no memory left, tried alone"
 
 
 def test_a_small_manifest_keeps_all_workers_busy(tmp_path: Path) -> None:
