@@ -16,6 +16,7 @@ from batch.storage import Storage
 
 DATA, REJECTED, RUN = "data", "rejected", "_run"
 RECIPE, PLAN = f"{RUN}/recipe.json", f"{RUN}/plan"
+Receipts = Mapping[str, list[Counted]]
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar"}
 
 
@@ -57,16 +58,21 @@ class Output:
         names = self.storage.names(DATA)
         return {name.removesuffix(self.suffix) for name in names if name.endswith(self.suffix)}
 
-    def counts(self, shards: Set[str]) -> dict[str, tuple[int, int]]:
-        """Pictures and rejects of these finished shards, from their receipts."""
-        found = by_shard(self.storage.names(RECEIPTS))
+    def receipts(self) -> Receipts:
+        """All that there are, by shard."""
+        return by_shard(self.storage.names(RECEIPTS))
+
+    def counts(self, shards: Set[str], receipts: Receipts) -> dict[str, tuple[int, int]]:
+        """Pictures and rejects of these finished shards."""
         return {
-            shard: self._count(shard, found[shard]) if shard in found else self._recount(shard)
+            shard: self._count(shard, receipts[shard])
+            if shard in receipts
+            else self._recount(shard)
             for shard in shards
         }
 
     def count(self, shard: str) -> tuple[int, int]:
-        return self.counts({shard})[shard]
+        return self.counts({shard}, self.receipts())[shard]
 
     def _count(self, shard: str, receipts: list[Counted]) -> tuple[int, int]:
         told = self._standing(shard, receipts)
@@ -80,16 +86,15 @@ class Output:
             total = sum_of(file)
         return next((one for one in receipts if total.startswith(one.sum)), None)
 
-    def show_rejects(self, shards: Iterable[str]) -> None:
+    def show_rejects(self, shards: Iterable[str], receipts: Receipts) -> None:
         """Put the rejects of these finished shards where they belong, if who made them died before
         that."""
         there = set(self.storage.names(REJECTED))
-        found = by_shard(self.storage.names(RECEIPTS))
         for shard in shards:
-            receipts = found.get(shard, [])
-            if f"{shard}.parquet" in there or not any(one.rejected for one in receipts):
+            mine = receipts.get(shard, [])
+            if f"{shard}.parquet" in there or not any(one.rejected for one in mine):
                 continue
-            told = self._standing(shard, receipts)
+            told = self._standing(shard, mine)
             if told and told.rejected:
                 rejects = self.storage.read(f"{RECEIPTS}/{told.rejects}")
                 self.storage.replace(self.rejected(shard), rejects)

@@ -98,8 +98,9 @@ def left_to_do(
 ) -> tuple[RunReport, list[Shard]]:
     """What stands in the output, counted, and the shards that are to be made."""
     published = turns(output.finished())
-    output.show_rejects(names[-1] for names in published.values())
-    counts = output.counts({name for names in published.values() for name in names})
+    receipts = output.receipts()
+    output.show_rejects((names[-1] for names in published.values()), receipts)
+    counts = output.counts({name for names in published.values() for name in names}, receipts)
     report = RunReport(rows=sum(shard.pictures(job.samples_per_row) for shard in shards))
     todo: list[Shard] = []
     for shard in shards:

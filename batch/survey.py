@@ -47,7 +47,7 @@ def survey(uri: str, samples: int) -> Survey:
     output = Output(uri, recipe.get("format", "parquet"))
     out = Survey(recipe)
     finished = sorted(output.finished())
-    counts = output.counts(set(finished))
+    counts = output.counts(set(finished), output.receipts())
     out.shards = len(finished)
     out.done = sum(done for done, _ in counts.values())
     for entry in storage.names(f"{RUN}/plan"):

@@ -87,5 +87,5 @@ def test_of_two_makers_that_differ_the_published_one_counts(tmp_path: Path) -> N
     output.storage.replace(f"{RECEIPTS}/{other.name}", other.as_json())
     assert output.count(shard.name) == (1, 1)
     output.storage.remove(output.rejected(shard.name))
-    output.show_rejects([shard.name])
+    output.show_rejects([shard.name], output.receipts())
     assert len(output.rejects(shard.name)) == 1
