@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,18 +112,21 @@ def drive(job: GenerateJob) -> int:
     return cli.COMPLETE if complete else cli.STOPPED
 
 
-def processes(word: bytes) -> list[int]:
-    """Ids of the processes whose command line begins so."""
-    out = []
+def workers_of(driver: int) -> list[int]:
+    """Ids of the worker processes of the Ray that this process has started, and of no other."""
+    parents: dict[int, int] = {}
+    workers = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
+                stat = (entry / "stat").read_text()
                 words = (entry / "cmdline").read_bytes()
-            except OSError:
+            except OSError:  # gone in the meantime
                 continue
-            if words.startswith(word):
-                out.append(int(entry.name))
-    return out
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+            if words.startswith(b"ray::WorkerProcess"):
+                workers.append(int(entry.name))
+    return [worker for worker in workers if parents.get(parents.get(worker, 0)) == driver]
 
 
 class Reader(threading.Thread):
@@ -159,7 +163,7 @@ def disturbed(folder: Path, name: str, arguments: argparse.Namespace) -> list[in
             driver = subprocess.Popen(words, stderr=log, stdout=log)
         while driver.poll() is None:
             time.sleep(dice.uniform(0.2, arguments.pause))
-            workers = processes(b"ray::WorkerProcess")
+            workers = workers_of(driver.pid)
             if not deeds or not workers or driver.poll() is not None:
                 continue
             match deeds.pop():
@@ -173,7 +177,7 @@ def disturbed(folder: Path, name: str, arguments: argparse.Namespace) -> list[in
         if len(ended) > 100:
             raise SystemExit("it does not end")
     if deeds:
-        print(f"{len(deeds)} deeds were left: the run was over before")
+        print(f"{len(deeds)} deeds were left: the run was over before", file=sys.stderr)
     return ended
 
 
@@ -191,6 +195,7 @@ def main() -> None:
     parser.add_argument("--stops", type=int, default=4)
     parser.add_argument("--pause", type=float, default=4.0, help="longest time between two deeds")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--keep", action="store_true", help="leave the outputs where they are")
     parser.add_argument("--drive", nargs=2, metavar=("FOLDER", "NAME"))
     arguments = parser.parse_args()
     if arguments.drive:
@@ -228,9 +233,12 @@ def main() -> None:
         "files_opened": reader.opened,
         "unreadable": reader.unreadable,
         "same_bytes": bytes_of(folder / "out") == bytes_of(folder / "quiet"),
-        "folder": str(folder),
     }
     print(json.dumps(told, indent=2))
+    if arguments.keep:
+        print(folder, file=sys.stderr)
+    else:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

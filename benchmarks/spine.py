@@ -14,205 +14,26 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import torch
 
-from batch.actor import ShardWorker
-from batch.media import to_bytes
 from batch.output import DATA, Output
+from batch.parts import PARTS, Parts
 from batch.receipt import RECEIPTS, Receipt
-from batch.run import checked_plan, left_to_do, run
-from batch.stages.generate import Asked, GenerateStage
+from batch.run import checked_plan, left_to_do
+from batch.storage import Storage
 from benchmarks import machine
+from benchmarks.sleeping import Load, at, job_of, timed_run, write_rows
 from benchmarks.toys import TOYS
-from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
-from schemas.jobs import GenerateJob
-from schemas.records import ImageRecord, Record
 from tests.parity.tiny import write_folder
 
-MICRO_BATCH = 4
-MILLION = 1_000_000
 RESULTS = Path(__file__).parent / "results"
-DOT = to_bytes(torch.zeros(3, 1, 1), "png", 0)  # the page wants to open a picture
-
-
-@dataclass(frozen=True)
-class Load:
-    """What a row costs: seconds of the card and of an encoder, bytes of its picture. `weighed`: the
-    memory is noted after each shard, which costs ms."""
-
-    compute: float = 0.0
-    encode: float = 0.0
-    size: int = 256
-    weighed: bool = False
-
-
-class Notes:
-    """Lines about what happened when, of any process of one run."""
-
-    def __init__(self, job: GenerateJob) -> None:
-        self.path = Path(f"{job.output}.notes")
-
-    def add(self, what: str, **told: Any) -> None:
-        line = json.dumps({"what": what, "at": time.time(), "pid": os.getpid()} | told) + "\n"
-        with self.path.open("a") as file:
-            file.write(line)
-
-    def read(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
-
-
-class Sleeper:
-    """An engine that takes its time."""
-
-    def __init__(self, load: Load, notes: Notes) -> None:
-        self.load, self.notes, self.made = load, notes, 0
-
-    def each(
-        self, requests: Sequence[GenerationRequest], *, watch: Watch = ONLOOKER
-    ) -> Iterator[tuple[int, Outcome]]:
-        for first in range(0, len(requests), MICRO_BATCH):
-            if watch.leaving():
-                return
-            batch = range(first, min(first + MICRO_BATCH, len(requests)))
-            watch.at("denoise", batch)
-            if not self.made:
-                self.notes.add("first row")
-            self.made += len(batch)
-            time.sleep(self.load.compute * len(batch))
-            for i in batch:
-                yield (
-                    i,
-                    Generation(
-                        pixels=torch.zeros(3, 1, 1),
-                        latents=torch.zeros(1),
-                        sigma_shift=1.0,
-                        micro_batch=MICRO_BATCH,
-                        tokens_dropped=0,
-                    ),
-                )
-
-
-class SleeperStage(GenerateStage):
-    def __init__(self, job: GenerateJob, roots: tuple[str, ...], load: Load) -> None:
-        super().__init__(job, roots)
-        self.load, self.notes = load, Notes(job)
-        self.noise = np.random.default_rng(0).bytes(load.size)
-
-    def setup(self) -> None:
-        self.engine = Sleeper(self.load, self.notes)
-        self.fingerprint = {"weights": {"sleeper": "1"}}
-
-    def __call__(self, wishes: Any, file: str, listener: Any) -> Any:
-        count = 0
-        for item in super().__call__(wishes, file, listener):
-            count += 1
-            yield item
-        told = {"rss": rss(), "peak": peak()} if self.load.weighed else {}
-        self.notes.add("rows", count=count, cpu=time.process_time(), **told)
-
-    def _record(self, asked: Asked, made: Generation) -> Record:
-        time.sleep(self.load.encode)
-        row = asked.wish.row
-        turn = asked.request.seed % self.load.size  # a picture of its own at the price of a copy
-        noise = self.noise[turn:] + self.noise[:turn]
-        assert made.micro_batch == MICRO_BATCH
-        return ImageRecord(
-            key=row.key,
-            sample=asked.wish.sample,
-            prompt=asked.request.prompt,
-            image=DOT + noise,
-            **asked.sampling.model_dump()
-            | {
-                "seed": asked.request.seed,
-                "sigma_shift": 1.0,
-                "micro_batch": MICRO_BATCH,
-                "tokens_dropped": 0,
-            },
-        )
-
-
-@dataclass(frozen=True)
-class Factory:
-    """Makes sleeping workers; `run` asks for one by job and roots."""
-
-    load: Load
-    job: GenerateJob | None = None
-    roots: tuple[str, ...] = ()
-
-    def of(self, job: GenerateJob, roots: tuple[str, ...]) -> "Factory":
-        return Factory(self.load, job, roots)
-
-    def __call__(self, crumb: Path) -> ShardWorker:
-        assert self.job is not None
-        return ShardWorker(self.job, SleeperStage(self.job, self.roots, self.load), crumb)
-
-
-def rss() -> int:
-    """Bytes of this process that are its own."""
-    fields = Path("/proc/self/smaps_rollup").read_text().split()
-    return sum(int(fields[fields.index(name) + 1]) * 1024 for name in PRIVATE)
-
-
-PRIVATE = ("Private_Clean:", "Private_Dirty:")
-
-
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def job_of(folder: Path, rows: int, *, keys: bool = True, **values: Any) -> GenerateJob:
-    """A resolved job over a new manifest of one file; with no rows, over the one that is there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if rows:
-        write_rows(folder / "manifest.parquet", rows, keys=keys)
-    sampling = {
-        "height": 16,
-        "width": 16,
-        "embedded_guidance": 3.5,
-        "num_inference_steps": 1,
-        "t5_sequence_length": 16,
-    }
-    told = {"manifest": str(folder / "manifest.parquet"), "output": str(folder / "out")}
-    return GenerateJob.parse(told | {"workers": 1, "sampling": sampling} | values)
-
-
-def write_rows(path: Path, rows: int, *, keys: bool) -> None:
-    columns = {"prompt": pa.array(["a fox in the snow"]).take(pa.array(np.zeros(rows, np.int32)))}
-    if keys:
-        columns["key"] = pa.array([f"k{i}" for i in range(rows)])
-    pq.write_table(pa.table(columns), path)
-
-
-def timed_run(job: GenerateJob, load: Load) -> dict[str, Any]:
-    """Plan and run; seconds from the call, and what the workers wrote down."""
-    began = time.time()
-    plan = checked_plan(job)
-    planned = time.time()
-    report, complete = run(job, *plan, lambda: lambda: False, Factory(load).of)
-    assert complete
-    ended = time.time()
-    notes = Notes(job).read()
-    return {
-        "planned": planned - began,
-        "wall": ended - began,
-        "began": began,
-        "ended": ended,
-        "busy": report.busy_seconds,
-        "notes": notes,
-    }
-
-
-def at(notes: Sequence[dict[str, Any]], what: str) -> list[float]:
-    return [note["at"] for note in notes if note["what"] == what]
+MILLION = 1_000_000
 
 
 def first_row(folder: Path) -> dict[str, Any]:
@@ -298,39 +119,68 @@ def resume(folder: Path) -> dict[str, Any]:
 
 def large_manifest(folder: Path) -> dict[str, Any]:
     """A manifest of a million rows with keys: seconds until its first row, and the driver's peak.
-    In a process of its own, which finds the manifest there: the peak is the driver's alone."""
-    job_of(folder, MILLION)
-    words = [sys.executable, "-m", "benchmarks.spine", "--million", str(folder)]
+    The driver is a process of its own, which finds the manifest there."""
+    folder.mkdir(exist_ok=True)
+    write_rows(folder / "manifest.parquet", MILLION, keys=True)
+    words = [sys.executable, "-m", "benchmarks.driver", "million", str(folder)]
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    return {"goal": "< 60 s and < 1 GB"} | told
 
 
-def million(folder: Path) -> dict[str, Any]:
-    """What `large_manifest` measures, in this process. Of its peak, what stands there when Ray is
-    connected is told apart: this benchmark imports torch, and a driver does not."""
-    job = job_of(folder, 0)
-    before = peak()
-    ray.init(configure_logging=False)
-    connected = peak()
-    begun = time.time()
-    first: list[float] = []
-
-    def stop() -> bool:
-        notes = Notes(job)
-        if not first and notes.path.is_file():
-            first.extend(at(notes.read(), "first row"))
-        return bool(first)
-
-    run(job, *checked_plan(job), lambda: stop, Factory(Load(0.001)).of)
+def drain(folder: Path) -> dict[str, Any]:
+    """Seconds from SIGTERM to the end of a driver with two workers and a Ray of its own, at
+    micro-batches of 2 s; and how many rows of those that were begun are kept."""
+    seconds, kept, codes = [], [], []
+    for turn in range(3):
+        place = folder / str(turn)
+        place.mkdir(parents=True)
+        write_rows(place / "manifest.parquet", 512, keys=True)
+        words = [sys.executable, "-m", "benchmarks.driver", "stopped", str(place)]
+        with (place / "log").open("w") as log:
+            driver = subprocess.Popen(words, stdout=log, stderr=log)
+            notes = Path(f"{place}/out.notes")
+            while not notes.is_file():
+                time.sleep(0.05)
+            time.sleep(5 + turn * 0.6)
+            began = time.monotonic()
+            driver.terminate()
+            codes.append(driver.wait())
+        seconds.append(round(time.monotonic() - began, 2))
+        storage = Storage(str(place / "out"))
+        kept.append(sum(len(Parts(storage, shard)) for shard in storage.folders(PARTS)))
     return {
-        "goal": "< 60 s and < 1 GB",
-        "to the first row s": round(first[0] - begun, 1),
-        "driver's peak MB": round(peak() / 1e6),
-        "of that before planning MB": round(connected / 1e6),
-        "before Ray MB": round(before / 1e6),
+        "goal": "≤ one micro-batch (2 s) + 2 s, status 75",
+        "seconds": seconds,
+        "statuses": codes,
+        "rows kept": kept,
     }
+
+
+def tick(folder: Path) -> dict[str, Any]:
+    """A scheduled `jobs.generate` that finds nothing new: seconds of a process of its own."""
+    write_folder_job(folder)
+    words = [sys.executable, "-m", "jobs.generate", "--config", str(folder / "job.yaml")]
+    subprocess.run(words, check=True, capture_output=True)
+    walls, cpu = [], []
+    for _ in range(3):
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        subprocess.run(words, check=True, capture_output=True)
+        walls.append(round(time.monotonic() - began, 2))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        cpu.append(round(used, 2))
+    return {"goal": "≤ 3 s", "wall s": walls, "CPU s": cpu}
+
+
+def write_folder_job(folder: Path) -> None:
+    """A job of the shipped model over 1,000 rows that are all wrong: soon finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {"prompt": ["a fox"] * 1000, "height": [17] * 1000}
+    pq.write_table(pa.table(columns), folder / "manifest.parquet")
+    places = {"manifest": f"{folder}/manifest.parquet", "output": f"{folder}/out"}
+    (folder / "job.yaml").write_text(json.dumps(places))
 
 
 def memory(folder: Path) -> dict[str, Any]:
@@ -435,6 +285,8 @@ FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "per_row": per_row,
     "resume": resume,
     "large_manifest": large_manifest,
+    "drain": drain,
+    "tick": tick,
     "memory": memory,
     "balance": balance,
     "weights": weights,
@@ -445,11 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES))
     parser.add_argument("--save", action="store_true", help="write results/spine-<date>.json")
-    parser.add_argument("--million", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
-    if arguments.million:
-        print(json.dumps(million(arguments.million)))
-        return
     ray.init(address="local", num_cpus=4, include_dashboard=False, configure_logging=False)
     told: dict[str, Any] = {"machine": machine.described(), "versions": machine.versions()}
     for name in arguments.only:

@@ -14,6 +14,7 @@ from batch.errors import ManifestError, OutputError, RunFailed, StorageDown
 from batch.report import RunReport
 from batch.run import Stop, checked_plan, run
 from batch.storage import Storage
+from benchmarks.chaos import workers_of
 from schemas.jobs import GenerateJob
 from tests.batch.doubles import PainterFactory, column, data_bytes, job, write_manifest
 from tests.batch.test_media import png
@@ -192,7 +193,7 @@ def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_run(tmp_path: Pat
         """A worker dies when the first shard is there, and its successor after the next one."""
         while len(killed) < 2 and not over.wait(0.02):
             there = len(list((tmp_path / "out" / "data").glob("*")))
-            if there > 2 * len(killed) and (pids := painters()):
+            if there > 2 * len(killed) and (pids := workers_of(os.getpid())):
                 os.kill(pids[0], signal.SIGKILL)
                 killed.append(pids[0])
 
@@ -217,20 +218,6 @@ def test_killed_workers_leave_the_same_bytes_as_an_undisturbed_run(tmp_path: Pat
     assert len(killed) == 2
     assert (report.done, report.lost_workers) == (60, 2)
     assert data_bytes(tmp_path / "out") == data_bytes(tmp_path / "quiet")
-
-
-def painters() -> list[int]:
-    """Processes that Ray names after our worker class."""
-    out = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except OSError:  # gone in the meantime
-                continue
-            if words.startswith(b"ray::WorkerProcess"):
-                out.append(int(entry.name))
-    return out
 
 
 def test_what_differs_between_runs_is_in_the_reports_alone(tmp_path: Path) -> None:

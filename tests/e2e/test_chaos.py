@@ -1,0 +1,25 @@
+"""Workers and drivers killed and stopped at random: the short form of `benchmarks.chaos`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEEDS = ("--worker-kills", "2", "--driver-kills", "1", "--stops", "1")
+
+
+@pytest.mark.ray
+def test_kills_and_stops_lose_nothing_double_nothing_and_redo_little() -> None:
+    words = [sys.executable, "-m", "benchmarks.chaos", "--rows", "800", *DEEDS, "--pause", "2"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    told = json.loads(done.stdout)
+    assert (told["lost"], told["doubled"], told["rejected"], told["unreadable"]) == (0, 0, 0, 0)
+    assert told["same_bytes"]
+    assert told["files_opened"] > 0
+    assert told["redone_share"] <= 0.04
+    assert set(told["exits"]) <= {"0", "-9", "75"}  # no run gave up
+    assert told["exits"]["75"] == told["exits"]["-9"] == 1
