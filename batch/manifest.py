@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -18,9 +19,12 @@ from batch.storage import S3, open_uri
 from schemas.base import SchemaError
 from schemas.manifest import COLUMNS, PromptRow
 
+logger = logging.getLogger(__name__)
+
 STRINGS = ("prompt", "negative_prompt", "rand_device", "schedule")
 GLOB = "*?["
 KEYS_READ = 2**16
+LARGE_GROUP = 2**29  # bytes
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class ManifestFile:
     rows: int
     footer: str
     schema: pa.Schema = field(compare=False, repr=False)
+    group_bytes: int = 0  # of its largest row group, unpacked
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,9 @@ class Manifest:
         except pa.ArrowInvalid as error:
             raise ManifestError(f"{path}: is not a readable Parquet file: {error}") from None
         name = str(PurePosixPath(path).relative_to(self.base))
-        rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-        return ManifestFile(name, path, size, rows, footer, schema)
+        told, schema = parquet.metadata, parquet.schema_arrow
+        groups = [told.row_group(i).total_byte_size for i in range(told.num_row_groups)]
+        return ManifestFile(name, path, size, told.num_rows, footer, schema, max(groups, default=0))
 
     def check(self, passthrough: tuple[str, ...]) -> None:
         """ManifestError for the first file with a column that is unknown, missing or mistyped, or
@@ -89,6 +95,11 @@ class Manifest:
             raise ManifestError(f"manifest {self.uri}: has no rows")
         for file in self.files:
             check_columns(file, passthrough)
+            if file.group_bytes > LARGE_GROUP:
+                logger.warning(
+                    "each worker holds a row group: write the file with a smaller row_group_size",
+                    extra={"file": file.path, "MiB": file.group_bytes >> 20},
+                )
         for name in passthrough:
             first, *others = [(file, file.schema.field(name).type) for file in self.files]
             for file, kind in others:

@@ -1,34 +1,26 @@
 """Ray actors, one to a GPU, kept busy; lost ones replaced. Scheduling and placement are Ray's."""
 
-import gc
 import logging
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from batch.actor import Refused, ShardWorker
 from batch.backlog import Backlog, Lease
 from batch.blame import Blame
 from batch.crumb import crumb_path, read_crumb
 from batch.errors import BatchError, MachineFault, RunFailed, StorageDown
+from batch.lane import LEASES, TALK, WORK, Lane, MakeWorker, start_lane
 from batch.nodes import alive, ask, resources
-from batch.report import Pulse, ShardReport
+from batch.report import ShardReport
 from batch.shards import Shard
 from batch.workers import Share
 from flux_engine.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-WORK, TALK = "work", "talk"  # threads of a worker: it can be asked while it works
-LEASES = 2  # in one worker's hands: one is computed while the other is encoded and written
 POLL_S = 0.2
 PULSE_S = 1.0
 LOOK_S = 5.0  # between two looks at the size of the cluster
@@ -38,53 +30,6 @@ LEAST_TIMEOUT_S = 300.0
 LOADS = 4  # that may fail one after the other, whatever shards there are
 PROVEN = 10  # times as many may, once some worker has had the engine: then it is not to blame
 PATIENCE = 20  # times the longest micro-batch so far
-
-MakeWorker = Callable[[Path], ShardWorker]
-
-
-class WorkerProcess:
-    """A `ShardWorker` in a process of its own; `ready` loads its engine."""
-
-    def __init__(self, make: MakeWorker, name: str, threads: int) -> None:
-        import torch  # in the worker alone
-
-        torch.set_num_threads(threads)
-        self.worker = make(crumb_path(name))
-
-    def ready(self) -> str:
-        self.worker.setup()
-        gc.freeze()  # what is loaded stays: a tenth of a row's CPU went into looking at it again
-        node: str = ray.get_runtime_context().get_node_id()
-        return node
-
-    def work(self, shard: Shard, refused: Refused, rows: tuple[int, ...] | None) -> ShardReport:
-        return self.worker(shard, refused, rows)
-
-    def pulse(self) -> Pulse:
-        return self.worker.pulse()
-
-    def leave(self) -> None:
-        self.worker.leave()
-
-
-@dataclass
-class Lane:
-    """One worker and what it has been asked; `node` is known when its engine is loaded."""
-
-    name: str
-    actor: ActorHandle[WorkerProcess]
-    loading: Any
-    alone: bool = False  # takes nothing but rows that are to be tried alone
-    node: str | None = None
-    leases: dict[Any, Lease] = field(default_factory=dict)
-    asked: Any = None  # for a pulse
-    asked_at: float = 0.0
-    pulse: Pulse | None = None
-    hung: bool = False
-
-    def refs(self) -> list[Any]:
-        waits = [self.loading] if self.node is None else list(self.leases)
-        return [*waits, self.asked] if self.asked is not None else waits
 
 
 class Pool:
@@ -160,23 +105,13 @@ class Pool:
             self._looked = time.monotonic()
             self._wanted = self._wanted_now()
         while len(self._lanes) < self._wanted:
-            self._lanes.append(self._lane())
+            self._start_lane()
+
+    def _start_lane(self, *, alone: bool = False) -> None:
+        self._lanes.append(start_lane(self.make, self.share.resources, alone=alone))
 
     def _wanted_now(self) -> int:
         return min(self.share.wanted(resources()), self._most)
-
-    def _lane(self, *, alone: bool = False) -> Lane:
-        resources = self.share.resources
-        name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        options = {
-            "num_gpus": resources.gpus,
-            "num_cpus": resources.cpus,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-            "concurrency_groups": {WORK: LEASES, TALK: 1},
-        }
-        actor = ray.remote(**options)(WorkerProcess).remote(self.make, name, resources.cpus)
-        return Lane(name, actor, actor.ready.options(concurrency_group=WORK).remote(), alone)
 
     def _lease(self) -> None:
         """Breadth first, so that the last shards are spread over all workers."""
@@ -285,7 +220,7 @@ class Pool:
         if preempted or (lane.node is not None and lane.node not in alive()):
             self._take_back(lane)
         elif lane.node is None:
-            self._failed_to_load(str(error))
+            self._failed_to_load(str(error).partition("\n")[0])
         elif lane.hung:
             self._strike(lane, "RowTimeout: it took longer than row_timeout, tried alone")
         elif isinstance(error, OutOfMemoryError):
@@ -339,7 +274,7 @@ class Pool:
         self._lanes.remove(lane)
         self._wanted = self._wanted_now()
         if len(self._lanes) < self._wanted:
-            self._lanes.append(self._lane(alone=bool(self._backlog.alone)))
+            self._start_lane(alone=bool(self._backlog.alone))
 
     def _look_after(self) -> None:
         """Ask each worker now and then what it is at; end one that has been at it for too long."""

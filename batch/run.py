@@ -11,12 +11,13 @@ from batch.actor import ShardWorker
 from batch.card import card
 from batch.display import display
 from batch.errors import JobError, RunFailed, StorageDown, StorageError
+from batch.lane import MakeWorker
 from batch.manifest import Manifest
 from batch.nodes import alive, blind, resources
 from batch.output import REJECTED, RUN, Output, to_json, unseen
 from batch.page import page
 from batch.parts import PARTS
-from batch.pool import MakeWorker, Pool
+from batch.pool import Pool
 from batch.report import RunReport
 from batch.retry import retry_of, turns
 from batch.shards import Shard, plan

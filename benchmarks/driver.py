@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from batch.pool import MakeWorker
+from batch.lane import MakeWorker
 from batch.run import checked_plan, run
 from jobs import cli
 from schemas.jobs import GenerateJob

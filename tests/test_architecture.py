@@ -19,6 +19,7 @@ MODULES = sorted(
 DOORS = {
     "ray": {
         "batch/nodes.py",
+        "batch/lane.py",
         "batch/pool.py",
         "batch/telemetry.py",
         "jobs/cli.py",

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batch import manifest as manifest_module
 from batch.errors import ManifestError
 from batch.manifest import Manifest, Row, RowReader
 from tests.batch.doubles import write_manifest
@@ -124,6 +125,20 @@ def test_a_range_is_read_from_the_row_groups_that_hold_it(tmp_path: Path) -> Non
     assert [(row.number, row.values["prompt"]) for row in some] == [
         (i, str(i)) for i in range(5, 11)
     ]
+
+
+def test_a_row_group_that_workers_would_feel_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(manifest_module, "LARGE_GROUP", 2000)
+    columns = {"prompt": [f"{i:0100}" for i in range(30)]}
+    write_manifest(tmp_path / "small.parquet", columns, row_group_size=10)
+    Manifest(str(tmp_path / "small.parquet")).check(())
+    assert not caplog.records
+    write_manifest(tmp_path / "large.parquet", columns)
+    Manifest(str(tmp_path / "large.parquet")).check(())
+    (record,) = caplog.records
+    assert record.file.endswith("large.parquet")  # type: ignore[attr-defined]
 
 
 def test_a_file_that_changes_under_a_run_is_not_read(tmp_path: Path) -> None:
