@@ -307,6 +307,8 @@ def main() -> None:
     if arguments.save:
         day = time.strftime("%Y-%m-%d")
         path = RESULTS / f"spine-{day}.json"
+        if path.is_file():
+            told = json.loads(path.read_text()) | told
         path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
