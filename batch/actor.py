@@ -148,7 +148,12 @@ class ShardWorker:
         fields = [shard.file.schema.field(name) for name in self.job.passthrough]
         records = parts.records([wish.number for wish in wishes])
         granted = zip(wishes, records, strict=True)
-        receipt = publish(self.output, shard, granted, fields, self.job.image_format)
+        try:
+            receipt = publish(self.output, shard, granted, fields, self.job.image_format)
+        except FileNotFoundError:  # another run has published the shard and taken its parts away
+            if not self.output.storage.exists(self.output.data(shard.name)):
+                raise
+            receipt = None
         parts.remove()
         if receipt is None:
             return self._there(shard, began)

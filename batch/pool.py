@@ -95,6 +95,7 @@ class Pool:
         finally:
             for lane in self._lanes:
                 ray.kill(lane.actor)
+                crumb_path(lane.name).unlink(missing_ok=True)  # on other machines it is swept
 
     def _leased(self) -> bool:
         return any(lane.leases for lane in self._lanes)

@@ -6,10 +6,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from batch import actor
 from batch.actor import ShardWorker
 from batch.errors import MachineFault, OutputError
 from batch.output import Output
@@ -120,6 +122,24 @@ def count_painted(worker: ShardWorker) -> list[str]:
 
     engine.paint = told  # type: ignore[method-assign]
     return painted
+
+
+def test_parts_that_another_run_took_away_with_its_shard_are_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, (shard,) = worker_and_shards(tmp_path, ["fox", "owl", "bee"])
+    late, _ = worker_and_shards(tmp_path, ["fox", "owl", "bee"])
+    late(shard, rows=(0, 1))
+    publish = actor.publish
+
+    def after_the_other(*arguments: Any) -> Any:
+        monkeypatch.setattr(actor, "publish", publish)
+        assert worker(shard).state == "published"
+        return publish(*arguments)
+
+    monkeypatch.setattr(actor, "publish", after_the_other)
+    report = late(shard)
+    assert (report.state, report.done) == ("there", 3)
 
 
 def test_a_refused_row_is_a_record_and_is_not_tried(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from batch.actor import ShardWorker
+from batch.crumb import crumb_path
 from batch.errors import OutputError, RunFailed
 from batch.output import Output
 from batch.parts import Parts
@@ -40,6 +41,8 @@ def test_all_workers_share_the_shards_of_one_file(tmp_path: Path) -> None:
     asked = ready(tmp_path, ["sleep 0.05"] * 32)
     pool = Pool(PainterFactory(asked, ()), workers(2), retries=3, stop=lambda: False)
     reports = [r for r in pool.run(checked_plan(asked)[1]) if r is not None]
+    assert len(pool._lanes) == 2
+    assert not any(crumb_path(lane.name).exists() for lane in pool._lanes)
     assert sorted(column(tmp_path / "out", "key")) == sorted(f"k{i}" for i in range(32))
     assert len(reports) == 8
     assert pool.lost == 0
