@@ -11,6 +11,7 @@ from typing import Any, TextIO, TypeVar
 
 import ray
 import yaml
+from rich.table import Table
 
 from batch.errors import JobError
 from schemas.base import Schema, SchemaError
@@ -159,3 +160,10 @@ def last_line(values: dict[str, Any]) -> None:
     """The machine-readable end of standard output."""
     print(json.dumps(values))
     sys.stdout.flush()
+
+
+def table(title: str, *heads: str) -> Table:
+    """An empty table without lines, with these column heads."""
+    made = Table(*heads, title=title, title_justify="left", box=None, show_header=any(heads))
+    made.pad_edge = False
+    return made

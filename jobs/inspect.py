@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from batch.errors import OutputError, StorageError
 from batch.storage import name_of
@@ -23,7 +22,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def show(told: Survey, title: str, console: Console) -> None:
     """Tables; on a terminal with colours, in a file without."""
-    counts = table(title, "", "")
+    counts = cli.table(title, "", "")
     for name, value in (
         ("rows planned", told.planned_rows),
         ("pictures", told.done),
@@ -36,28 +35,22 @@ def show(told: Survey, title: str, console: Console) -> None:
         counts.add_row(name, str(value))
     console.print(counts)
     if told.reasons:
-        reasons = table("rejected", "rows", "error", "for example")
+        reasons = cli.table("rejected", "rows", "error", "for example")
         for error, count in told.reasons.most_common():
             reasons.add_row(str(count), error, told.examples[error])
         console.print(reasons)
     if told.runs:
-        runs = table("runs", "began", "state", "rows", "seconds", "rows/s", "card s", "lost")
+        runs = cli.table("runs", "began", "state", "rows", "seconds", "rows/s", "card s", "lost")
         for run in told.runs:
             began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(run["started"]))
             figures = ("rows", "seconds", "rows_per_second", "card_seconds", "lost_workers")
             runs.add_row(began, run["state"], *(str(run[name]) for name in figures))
         console.print(runs)
     if told.samples:
-        samples = table("samples", "key", "sample", "seed", "prompt")
+        samples = cli.table("samples", "key", "sample", "seed", "prompt")
         for one in told.samples:
             samples.add_row(one["key"], str(one["sample"]), str(one["seed"]), one["prompt"])
         console.print(samples)
-
-
-def table(title: str, *heads: str) -> Table:
-    made = Table(*heads, title=title, title_justify="left", box=None, show_header=any(heads))
-    made.pad_edge = False
-    return made
 
 
 @app.command()

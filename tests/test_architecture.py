@@ -29,6 +29,7 @@ DOORS = {
     "transformers": {"flux_engine/models/text.py", "shapes/text.py", "shapes/vocabulary.py"},
     "safetensors": {
         "flux_engine/weights/reader.py",
+        "flux_engine/weights/writer.py",
         "shapes/cache.py",
         "shapes/checkpoint.py",
         "shapes/folder.py",
@@ -37,7 +38,13 @@ DOORS = {
     "boto3": {"batch/bucket.py"},
     "botocore": {"batch/bucket.py"},
     "yaml": {"jobs/cli.py"},
-    "typer": {"jobs/generate.py", "jobs/inspect.py", "jobs/submit.py", "jobs/verify.py"},
+    "typer": {
+        "jobs/convert_lora.py",
+        "jobs/generate.py",
+        "jobs/inspect.py",
+        "jobs/submit.py",
+        "jobs/verify.py",
+    },
 }
 LONGEST_FILE = 400  # lines
 

@@ -42,17 +42,24 @@ def read_shapes(files: Sequence[Path]) -> dict[str, Stored]:
 
 
 def read_tensors(
-    files: Sequence[Path], dtype: torch.dtype, device: torch.device | str = "cpu"
+    files: Sequence[Path], dtype: torch.dtype | None, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """All tensors of these files together; floating point is cast to `dtype`, integers are not.
 
-    A tensor that is on the CPU and of that type already is a view of the mapped file.
+    None leaves all as they are stored. A tensor that is on the CPU and of the type wanted is a
+    view of the mapped file.
     """
     tensors: dict[str, Tensor] = {}
     for _, opened, key in _entries(files, device):
         tensor: Tensor = opened.get_tensor(key)
-        tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        tensors[key] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
     return tensors
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The words that a file's writer left in its header."""
+    with _opened(file, "cpu") as opened:
+        return dict(opened.metadata() or {})
 
 
 def place(files: Iterable[Path]) -> str:

@@ -1,0 +1,47 @@
+"""Tensors into one safetensors file that appears whole or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+LENGTH = 8  # bytes before the header, which say how long it is; the header is a multiple of it
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what follows the header of these tensors' file: of them all, but not of words."""
+    return hashlib.sha256(parts_of(tensors)[1]).hexdigest()
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the file, in the place of one that may be there; same content, same bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    header, data = parts_of(tensors)
+    words = {"__metadata__": dict(sorted(metadata.items())), **header}
+    text = json.dumps(words, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % LENGTH)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as opened:
+            opened.write(len(text).to_bytes(LENGTH, "little"))
+            opened.write(text)
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def parts_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], memoryview]:
+    """The header and the content of these tensors' file. The library has no fixed order of words,
+    so the header is put together here."""
+    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    data = save(whole)
+    last = LENGTH + int.from_bytes(data[:LENGTH], "little")
+    return json.loads(data[LENGTH:last]), memoryview(data)[last:]
