@@ -5,7 +5,7 @@ frozen weights have their home on the host and are dropped from the card, never 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -39,10 +39,16 @@ class Residency:
         self.device = device
         self.sizes = {name: weight_bytes(model) for name, model in self.models.items()}
         self.limit = math.inf
+        self._tensors = {name: named_tensors(model) for name, model in self.models.items()}
+        self._stored = {
+            name: {key: tensor.data for key, tensor in tensors.items()}
+            for name, tensors in self._tensors.items()
+        }
+        self._instead: dict[str, dict[str, Tensor]] = {name: {} for name in self.models}
         self._here: set[str] = set()
-        self._home: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.all_fit = True
         if device.type == "cpu":
+            self._here = set(self.models)
             return
         sizes, limit = self.sizes, self._limit(vram_limit)
         self.limit, self.all_fit = limit, fits(sizes, limit)
@@ -52,9 +58,6 @@ class Residency:
                 f"{largest} needs {sizes[largest] / GIB:.1f} GiB of weights on the card and the "
                 f"limit is {limit / GIB:.1f} GiB"
             )
-        for name, model in self.models.items():
-            tensors = (*model.parameters(), *model.buffers())
-            self._home[name] = [(t, t.data) for t in tensors]
 
     def _limit(self, vram_limit: float | None) -> float:
         free, total = torch.cuda.mem_get_info(self.device)
@@ -78,12 +81,52 @@ class Residency:
                 self._bring(name)
         yield
 
+    def override(self, model: str, tensors: Mapping[str, Tensor]) -> None:
+        """Host tensors, by parameter name, that take the stored ones' place until `restore`.
+
+        The stored ones are not changed. SettingError for names, shapes or types that differ.
+        """
+        stored = self._stored[model]
+        faults = [
+            f"{key} ({_words(tensor)} for {_words(stored[key])})" if key in stored else key
+            for key, tensor in tensors.items()
+            if key not in stored or _words(tensor) != _words(stored[key])
+        ]
+        if faults:
+            raise SettingError(f"{model} has no such weights: {', '.join(sorted(faults))}")
+        self._instead[model].update(tensors)
+        self._renew(model, tensors)
+
+    def restore(self, model: str) -> None:
+        """The stored weights again, bit for bit."""
+        gone, self._instead[model] = self._instead[model], {}
+        self._renew(model, gone)
+
+    def stored(self, model: str, key: str) -> Tensor:
+        """A stored parameter by name, on the host, whatever is in force."""
+        return self._stored[model][key]
+
+    def _renew(self, model: str, keys: Iterable[str]) -> None:
+        place = self.device if model in self._here else torch.device("cpu")
+        for key in keys:
+            self._tensors[model][key].data = self._in_force(model, key).to(place)
+
+    def _in_force(self, model: str, key: str) -> Tensor:
+        return self._instead[model].get(key, self._stored[model][key])
+
     def _bring(self, name: str) -> None:
-        for tensor, home in self._home[name]:
-            tensor.data = home.to(self.device)
         self._here.add(name)
+        self._renew(name, self._stored[name])
 
     def _send_home(self, name: str) -> None:
-        for tensor, home in self._home[name]:
-            tensor.data = home
         self._here.discard(name)
+        self._renew(name, self._stored[name])
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once."""
+    return dict((*model.named_parameters(), *model.named_buffers()))
+
+
+def _words(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

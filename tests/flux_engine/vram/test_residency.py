@@ -166,6 +166,42 @@ def places(model: nn.Module) -> set[tuple[str, int]]:
     return {(t.device.type, t.data_ptr()) for t in (*model.parameters(), *model.buffers())}
 
 
+def test_weights_are_overridden_and_come_back_bit_for_bit() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).requires_grad_(False)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    home = places(model)
+    rooms = Residency({"dit": model}, torch.device("cpu"))
+    other = torch.randn(4, 4)
+    rooms.override("dit", {"0.weight": other})
+    rooms.override("dit", {"1.bias": torch.zeros(4)})
+    assert torch.equal(model[0].weight, other)
+    assert torch.equal(model[0](torch.ones(1, 4)), torch.nn.functional.linear(
+        torch.ones(1, 4), other, before["0.bias"]
+    ))  # fmt: skip
+    assert torch.equal(rooms.stored("dit", "0.weight"), before["0.weight"])
+    rooms.restore("dit")
+    assert places(model) == home
+    assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({"0.wait": torch.zeros(4, 4)}, r"no such weights: 0\.wait$"),
+        ({"0.weight": torch.zeros(4, 5)}, r"0\.weight \(\[4, 5\] float32 for \[4, 4\] float32\)"),
+        ({"0.bias": torch.zeros(4).half()}, r"0\.bias \(\[4\] float16 for \[4\] float32\)"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_named_and_nothing_changes(
+    tensors: dict[str, torch.Tensor], told: str
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
+    home = places(model)
+    with pytest.raises(SettingError, match=told):
+        Residency({"dit": model}, torch.device("cpu")).override("dit", tensors)
+    assert places(model) == home
+
+
 @pytest.mark.gpu
 @needs_a_card
 def test_weights_are_dropped_from_the_card_and_keep_their_home() -> None:
