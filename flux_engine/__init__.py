@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         SourceError,
     )
     from flux_engine.pipeline import FluxImagePipeline, ModelConfig
-    from flux_engine.request import Generation, GenerationRequest
+    from flux_engine.request import Generation, GenerationRequest, LoraUse
 
 __all__ = [
     "CheckpointError",
@@ -28,6 +28,7 @@ __all__ = [
     "FluxImagePipeline",
     "Generation",
     "GenerationRequest",
+    "LoraUse",
     "ModelConfig",
     "NumbersBroke",
     "RequestError",
@@ -41,7 +42,7 @@ HOMES = {
     "engine": ["FluxEngine"],
     "errors": [name for name in __all__ if name.endswith(("Error", "Broke"))],
     "pipeline": ["FluxImagePipeline", "ModelConfig"],
-    "request": ["Generation", "GenerationRequest"],
+    "request": ["Generation", "GenerationRequest", "LoraUse"],
 }
 
 

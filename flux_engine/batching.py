@@ -36,7 +36,7 @@ class Batching:
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """What rows must have in common to share a micro-batch."""
+    """What rows must have in common to share a micro-batch; `loras` is their outfits' kind."""
 
     height: int
     width: int
@@ -46,9 +46,10 @@ class Bucket:
     sigma_shift: float
     strength: float
     guided: bool
+    loras: str = ""
 
     @classmethod
-    def of(cls, request: GenerationRequest, sigma_shift: float) -> "Bucket":
+    def of(cls, request: GenerationRequest, sigma_shift: float, loras: str = "") -> "Bucket":
         return cls(
             height=request.height,
             width=request.width,
@@ -58,6 +59,7 @@ class Bucket:
             sigma_shift=sigma_shift,
             strength=1.0 if request.input_image is None else request.denoising_strength,
             guided=request.guided,
+            loras=loras,
         )
 
 

@@ -19,6 +19,8 @@ from flux_engine.sampling.tiling import Tiling, tiled
 
 CACHE_BYTES = 512 * 2**20
 
+TextKey = tuple[str, int]  # a prompt, and its length in T5 tokens
+
 
 @dataclass(frozen=True)
 class Text:
@@ -63,17 +65,21 @@ class TextEncoder:
         self.models = models
         self.device, self.batch = device, batch
         self.encoded = 0  # prompts that went through the encoders
-        self._cache: OrderedDict[tuple[str, int], Text] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int, str], Text] = OrderedDict()
         self._cache_bytes = cache_bytes
 
-    def knows(self, wanted: Iterable[tuple[str, int]]) -> bool:
+    def knows(self, wanted: Iterable[TextKey], changed: str = "") -> bool:
         """Whether all of these are kept, so that the encoders are not needed."""
-        return all(key in self._cache for key in wanted)
+        return all((*key, changed) in self._cache for key in wanted)
 
-    def __call__(self, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Text]:
-        """Texts by (prompt, T5 sequence length); each distinct one is encoded once."""
+    def __call__(self, wanted: Sequence[TextKey], changed: str = "") -> dict[TextKey, Text]:
+        """Texts by (prompt, T5 sequence length); each distinct one is encoded once.
+
+        `changed` names what is merged into the encoders now: their texts are others.
+        """
         distinct = list(dict.fromkeys(wanted))
-        out = {key: self._cache[key] for key in distinct if key in self._cache}
+        kept = {key: (*key, changed) for key in distinct}
+        out = {key: self._cache[kept[key]] for key in distinct if kept[key] in self._cache}
         new = [key for key in distinct if key not in out]
         for length in dict.fromkeys(length for _, length in new):
             prompts = [prompt for prompt, n in new if n == length]
@@ -81,7 +87,7 @@ class TextEncoder:
                 texts = self._encode(filled, length)[: len(real)]
                 out.update(zip([(p, length) for p in real], texts, strict=True))
                 self.encoded += len(real)
-        self._keep(out)
+        self._keep({kept[key]: text for key, text in out.items()})
         return out
 
     @torch.inference_mode()
@@ -95,7 +101,7 @@ class TextEncoder:
             Text(states[i].clone(), pooled[i].clone(), t5.dropped[i]) for i in range(len(prompts))
         ]
 
-    def _keep(self, texts: dict[tuple[str, int], Text]) -> None:
+    def _keep(self, texts: dict[tuple[str, int, str], Text]) -> None:
         for key, text in texts.items():
             self._cache[key] = text
             self._cache.move_to_end(key)

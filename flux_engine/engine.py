@@ -7,13 +7,14 @@ together, pictures are decoded as soon as a batch of them is denoised, and leave
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from flux_engine.adapters.lora import Loras, Outfit
 from flux_engine.batching import Batching, Bucket, fixed_batches
-from flux_engine.encode import PictureCoder, Text, TextEncoder, TextModels
+from flux_engine.encode import PictureCoder, Text, TextEncoder, TextKey, TextModels
 from flux_engine.errors import NumbersBroke, RequestError
 from flux_engine.latents import PATCH, pack, position_ids, start_noise, unpack
 from flux_engine.models.dit import FluxTransformer
@@ -23,6 +24,8 @@ from flux_engine.sampling.denoise import Conditions, Progress, denoise, modulati
 from flux_engine.sampling.schedule import shift_of, sigmas
 from flux_engine.sampling.tiling import Tiling
 from flux_engine.vram.residency import Residency
+from flux_engine.weights.lora.models import Models
+from flux_engine.weights.lora.shelf import SHELF_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +34,18 @@ Latents = dict[int, tuple[Tensor, int]]  # by number: (Z, H/8, W/8), and the mic
 
 @dataclass(frozen=True)
 class Prepared:
-    """The rows of a call by number, their texts, and the latents that pictures start from."""
+    """The rows of a call by number, what they wear, their texts by what is merged into the
+    encoders, and the latents that pictures start from."""
 
     requests: dict[int, GenerationRequest]
-    texts: dict[tuple[str, int], Text]
+    outfits: dict[int, Outfit]
+    texts: dict[str, dict[TextKey, Text]]
     pictures: dict[int, Tensor]
+
+    def texts_of(self, i: int) -> list[Text]:
+        """Of the prompt, and with guidance of the negative one."""
+        texts = self.texts[self.outfits[i].text_key]
+        return [texts[key] for key in prompts_of(self.requests[i])]
 
 
 class FluxEngine:
@@ -52,6 +62,7 @@ class FluxEngine:
         batching: Batching,
         timestep_shift: bool,
         vram_limit: float | None = None,
+        lora_bytes: int = SHELF_BYTES,
     ) -> None:
         self.dit, self.vae = dit, vae
         self.device, self.dtype = device, dtype
@@ -60,6 +71,7 @@ class FluxEngine:
         self.timestep_shift = timestep_shift
         self.text = TextEncoder(text, device, batching.text)
         self.pictures = PictureCoder(vae, device, dtype)
+        self.loras = Loras(Models(dit, text.clip, text.t5), device, dtype, lora_bytes)
         self.residency = Residency(
             {"dit": dit, "vae": vae, "clip": text.clip, "t5": text.t5}, device, vram_limit
         )
@@ -128,12 +140,31 @@ class FluxEngine:
                 yield i, error
         if not good:
             return
+        for n, group in enumerate(self.loras.apart(good)):
+            if n and watch.leaving():
+                return
+            yield from self._group({i: good[i] for i in group}, progress, watch)
+
+    def _group(
+        self, requests: dict[int, GenerationRequest], progress: Progress, watch: Watch
+    ) -> Iterator[tuple[int, Outcome]]:
+        """The same for rows whose LoRAs are at hand together."""
+        outfits: dict[int, Outfit] = {}
+        for i, request in requests.items():
+            try:
+                outfits[i] = self.loras.outfit(request)
+            except RequestError as error:
+                yield i, error
+        good = {i: requests[i] for i in outfits}
+        if not good:
+            return
         watch.at("text", list(good))
-        rows = Prepared(good, self._encode_texts(good), self._encode_pictures(good))
+        texts = self._encode_texts(good, outfits)
+        rows = Prepared(good, outfits, texts, self._encode_pictures(good))
         latents: Latents = {}
         together = ("dit", "vae") if self.residency.fit("dit", "vae") else ("dit",)
         with self.residency.phase(*together):
-            for bucket, members in self._buckets(good).items():
+            for bucket, members in self._buckets(good, outfits).items():
                 for i, z, batch in self._denoise(bucket, members, rows, progress, watch):
                     if torch.isfinite(z).all():
                         latents[i] = (z, batch)
@@ -145,18 +176,35 @@ class FluxEngine:
             with self.residency.phase("vae"):
                 yield from self._decode(rows, latents, watch)
 
-    def _buckets(self, requests: dict[int, GenerationRequest]) -> dict[Bucket, list[int]]:
+    def _buckets(
+        self, requests: dict[int, GenerationRequest], outfits: dict[int, Outfit]
+    ) -> dict[Bucket, list[int]]:
+        """Rows that may share micro-batches; within them, those that wear the same together."""
         out: dict[Bucket, list[int]] = {}
         for i, request in requests.items():
-            out.setdefault(self.bucket(request), []).append(i)
-        return out
+            bucket = replace(self.bucket(request), loras=outfits[i].kind)
+            out.setdefault(bucket, []).append(i)
+        return {
+            bucket: sorted(members, key=lambda i: outfits[i].key) for bucket, members in out.items()
+        }
 
-    def _encode_texts(self, requests: dict[int, GenerationRequest]) -> dict[tuple[str, int], Text]:
-        wanted = [pair for r in requests.values() for pair in prompts_of(r)]
-        if self.text.knows(wanted):
-            return self.text(wanted)
+    def _encode_texts(
+        self, requests: dict[int, GenerationRequest], outfits: dict[int, Outfit]
+    ) -> dict[str, dict[TextKey, Text]]:
+        """Texts by what is merged into the encoders; the plain ones first."""
+        wanted: dict[str, list[TextKey]] = {}
+        worn: dict[str, Outfit] = {}
+        for i, request in requests.items():
+            worn[outfits[i].text_key] = outfits[i]
+            wanted.setdefault(outfits[i].text_key, []).extend(prompts_of(request))
+        if all(self.text.knows(keys, changed) for changed, keys in wanted.items()):
+            return {changed: self.text(keys, changed) for changed, keys in wanted.items()}
+        out = {}
         with self.residency.phase("clip", "t5"):
-            return self.text(wanted)
+            for changed in sorted(wanted):
+                self.loras.merge_text(worn[changed], self.residency)
+                out[changed] = self.text(wanted[changed], changed)
+        return out
 
     def _encode_pictures(self, requests: dict[int, GenerationRequest]) -> dict[int, Tensor]:
         given = {i: r.input_image for i, r in requests.items() if r.input_image is not None}
@@ -179,6 +227,7 @@ class FluxEngine:
         rotation = self.dit.rotation(ids).to(self.device)
         size = self.batching.micro_batch(height * width // PATCH**2)
         waiting = list(members)
+        self.loras.merge(rows.outfits[members[0]], self.residency)
         while waiting and not watch.leaving():
             real, filled = next(fixed_batches(waiting, size))
             watch.at("denoise", real)
@@ -211,7 +260,7 @@ class FluxEngine:
             clean = rows.pictures.get(i)
             starts.append(noise if clean is None else (1 - levels[0]) * clean + levels[0] * noise)
         try:
-            told = self._conditions([rows.requests[i] for i in members], rows.texts)
+            told = self._conditions(members, rows)
             x = denoise(
                 self.dit,
                 pack(torch.stack(starts).to(self.device)),
@@ -227,20 +276,21 @@ class FluxEngine:
             return None
         return unpack(x, height, width).cpu()
 
-    def _conditions(
-        self, requests: list[GenerationRequest], texts: dict[tuple[str, int], Text]
-    ) -> Conditions:
+    def _conditions(self, members: list[int], rows: Prepared) -> Conditions:
         """Prompts first, then, in a guided bucket, the negative prompts."""
-        sides = zip(*(prompts_of(r) for r in requests), strict=True)
-        told = [texts[key] for side in sides for key in side]
+        requests = [rows.requests[i] for i in members]
+        sides = zip(*(rows.texts_of(i) for i in members), strict=True)
+        told = [text for side in sides for text in side]
         guided = requests[0].guided
         guidance = torch.tensor([r.embedded_guidance for r in requests] * (1 + guided))
         cfg = torch.tensor([r.cfg_scale for r in requests]).to(self.device) if guided else None
+        outfits = [rows.outfits[i] for i in members]
         return Conditions(
             text_GTW=torch.stack([t.states_TW for t in told]).to(self.device, self.dtype),
             pooled_GP=torch.stack([t.pooled_P for t in told]).to(self.device, self.dtype),
             guidance_G=guidance.to(self.device),
             cfg_B=cfg,
+            beside=lambda: self.loras.beside(outfits, 1 + guided),
         )
 
     def _decode(
@@ -267,7 +317,8 @@ class FluxEngine:
             latents=z,
             sigma_shift=self.bucket(request).sigma_shift,
             micro_batch=batch,
-            tokens_dropped=rows.texts[prompts_of(request)[0]].dropped,
+            tokens_dropped=rows.texts_of(i)[0].dropped,
+            loras=tuple(self.loras.shelf.take(use).digest for use in request.loras),
         )
 
 
@@ -283,7 +334,7 @@ def by_picture(
     return out
 
 
-def prompts_of(request: GenerationRequest) -> tuple[tuple[str, int], ...]:
+def prompts_of(request: GenerationRequest) -> tuple[TextKey, ...]:
     """The (prompt, T5 length) pairs that a request needs encoded."""
     length = request.t5_sequence_length
     if request.guided:

@@ -8,17 +8,21 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from PIL import Image
+from torch import nn
 
 from flux_engine.assembly import choose_device, load_engine
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import SettingError
+from flux_engine.models.dit import FluxTransformer
 from flux_engine.pictures import to_image, to_pixels
-from flux_engine.request import GenerationRequest, Schedule
+from flux_engine.request import GenerationRequest, LoraUse, Schedule
 from flux_engine.weights.hub import HubName
+from flux_engine.weights.lora.report import Matched, summary
 from flux_engine.weights.source import ModelSource
 
 logger = logging.getLogger(__name__)
@@ -79,6 +83,11 @@ class FluxImagePipeline:
 
     def __init__(self, engine: FluxEngine) -> None:
         self.engine = engine
+        self.loras: list[LoraUse] = []
+
+    @property
+    def dit(self) -> FluxTransformer:
+        return self.engine.dit
 
     @classmethod
     def from_pretrained(
@@ -117,6 +126,48 @@ class FluxImagePipeline:
                 decode_batch=1,
             )
         )
+
+    def load_lora(
+        self,
+        module: nn.Module,
+        lora_config: "ModelConfig | str | Path",
+        alpha: float = 1.0,
+        *,
+        hotload: bool | None = None,
+    ) -> list[Matched]:
+        """Use a LoRA from now on, `alpha` times as strong as its file says; several add up.
+
+        `module` is a model of this pipeline (the file itself says which of its layers it changes).
+        `hotload` True puts it beside the weights, False merges it into a copy of them; None does
+        the former with what is low-rank. Answers what it changes and how much. SourceError,
+        CheckpointError or SettingError, and nothing is changed, if it cannot be used.
+        """
+        text = self.engine.text.models
+        if module not in (self.engine.dit, text.clip, text.t5):
+            raise SettingError(f"{type(module).__name__} is no model of this pipeline")
+        if isinstance(lora_config, ModelConfig):
+            source = lora_config.source()
+        else:
+            source = ModelSource(str(lora_config))
+        use = LoraUse(
+            path=source.path,
+            model_id=source.model_id,
+            origin_file_pattern=source.origin_file_pattern,
+            download_source=source.download_source,
+            scale=alpha,
+            merged=None if hotload is None else not hotload,
+        )
+        matched = self.engine.loras.describe(use, self.engine.residency)
+        logger.info("LoRA in use", extra={"lora": use.name, **summary(matched)})
+        self.loras.append(use)
+        return matched
+
+    def clear_lora(self) -> int:
+        """Use no LoRA any more, and say how many were in use; pictures are as before, bit by
+        bit."""
+        count = len(self.loras)
+        self.loras.clear()
+        return count
 
     def __call__(
         self,
@@ -170,6 +221,7 @@ class FluxImagePipeline:
             tiled=tiled,
             tile_size=tile_size,
             tile_stride=tile_stride,
+            loras=tuple(self.loras),
         )
         made = self.engine.generate([request], *([progress_bar_cmd] if progress_bar_cmd else []))
         return to_image(made[0].pixels)

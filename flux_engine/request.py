@@ -1,5 +1,6 @@
 """What the engine is asked, what it answers, and who may watch it. Brings no model along."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -9,6 +10,35 @@ from torch import Tensor
 from flux_engine.errors import RequestError
 
 Schedule = Literal["flux", "diffsynth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraUse:
+    """One LoRA, by its file or a model hub's repository, and how strongly it is used.
+
+    `merged` False wants it beside the weights, True merged into a copy of them; None: beside if it
+    is low-rank.
+    """
+
+    path: str | None = None
+    model_id: str | None = None
+    origin_file_pattern: str | None = None
+    download_source: Literal["modelscope", "huggingface"] = "modelscope"
+    scale: float = 1.0
+    merged: bool | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in logs and records."""
+        if self.path is not None:
+            return self.path
+        return f"{self.model_id}" + (f":{p}" if (p := self.origin_file_pattern) else "")
+
+    def faults(self) -> Iterator[str]:
+        if (self.path is None) == (self.model_id is None):
+            yield f"a LoRA has path {self.path!r} and model_id {self.model_id!r}: give one of them"
+        if not math.isfinite(self.scale):
+            yield f"{self.name}: scale is {self.scale}; allowed are numbers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +68,7 @@ class GenerationRequest:
     tiled: bool = False
     tile_size: int = 128
     tile_stride: int = 64
+    loras: tuple[LoraUse, ...] = ()
 
     @property
     def guided(self) -> bool:
@@ -57,6 +88,8 @@ class GenerationRequest:
             yield f"tile_stride is {self.tile_stride}; allowed are 1 to tile_size {self.tile_size}"
         if not -(2**63) <= self.seed < 2**64:
             yield f"seed is {self.seed}; allowed are 64 bits"
+        for lora in self.loras:
+            yield from lora.faults()
         if self.schedule not in get_args(Schedule):
             yield f"schedule is {self.schedule!r}; allowed are {', '.join(get_args(Schedule))}"
 
@@ -66,7 +99,7 @@ class Generation:
     """One picture: pixels (3, height, width) around −1…1 in float32, and what it was made with.
 
     `micro_batch` is the number of rows it was denoised among, `tokens_dropped` how many T5 tokens
-    of the prompt did not fit into `t5_sequence_length`.
+    of the prompt did not fit into `t5_sequence_length`, `loras` the SHA-256 of each LoRA's file.
     """
 
     pixels: Tensor
@@ -74,6 +107,7 @@ class Generation:
     sigma_shift: float
     micro_batch: int
     tokens_dropped: int
+    loras: tuple[str, ...] = ()
 
 
 Outcome = Generation | RequestError

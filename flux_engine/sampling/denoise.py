@@ -6,6 +6,7 @@ negative prompt (the prompts first, then the negative ones).
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +23,17 @@ STEPS_TOGETHER = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What a micro-batch is told at every step, on the transformer's device."""
+    """What a micro-batch is told at every step, on the transformer's device.
+
+    `beside` is entered whenever the transformer computes for these rows: it lets something act
+    beside its weights.
+    """
 
     text_GTW: Tensor
     pooled_GP: Tensor
     guidance_G: Tensor
     cfg_B: Tensor | None  # None: no negative side, G = B
+    beside: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @torch.inference_mode()
@@ -37,12 +43,13 @@ def modulation_table(dit: FluxTransformer, sigma_N: Tensor, told: Conditions) ->
     # order, so that a row's last bits would depend on where in the batch it stands
     filled_N = F.pad(sigma_N, (0, -len(sigma_N) % STEPS_TOGETHER), value=1.0)
     steps, rows = len(filled_N), len(told.pooled_GP)
-    c = dit.condition(
-        filled_N.repeat_interleave(rows),
-        told.pooled_GP.repeat(steps, 1),
-        told.guidance_G.repeat(steps),
-    )
-    table: Tensor = rearrange(dit.modulate(c), "(N G) M D -> N G M D", N=steps)
+    with told.beside():
+        c = dit.condition(
+            filled_N.repeat_interleave(rows),
+            told.pooled_GP.repeat(steps, 1),
+            told.guidance_G.repeat(steps),
+        )
+        table: Tensor = rearrange(dit.modulate(c), "(N G) M D -> N G M D", N=steps)
     return table[: len(sigma_N)]
 
 
@@ -76,8 +83,9 @@ def denoise(
     x_BSC = x_BSC.float()
     levels = sigmas.tolist()
     sides = len(told.pooled_GP) // len(x_BSC)
-    for n in progress(range(len(table_NGMD))):
-        x_GSC = x_BSC.to(told.text_GTW.dtype).repeat(sides, 1, 1)
-        velocity = dit(x_GSC, told.text_GTW, table_NGMD[n], rotation_2LR)
-        x_BSC = x_BSC + (levels[n + 1] - levels[n]) * guide(velocity.float(), told.cfg_B)
+    with told.beside():
+        for n in progress(range(len(table_NGMD))):
+            x_GSC = x_BSC.to(told.text_GTW.dtype).repeat(sides, 1, 1)
+            velocity = dit(x_GSC, told.text_GTW, table_NGMD[n], rotation_2LR)
+            x_BSC = x_BSC + (levels[n + 1] - levels[n]) * guide(velocity.float(), told.cfg_B)
     return x_BSC

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from flux_engine import FluxImagePipeline, ModelConfig, RequestError, SettingError
+from flux_engine import FluxImagePipeline, ModelConfig, RequestError, SettingError, SourceError
 from flux_engine.defaults import model_folder
 from flux_engine.pictures import to_image
 from tests.conftest import ShapesEngine
+from tests.flux_engine.adapters.wearing import dense_file, file_of
 from tests.flux_engine.asking import asked, picture
 
 FOLDER = model_folder("flux-shapes")
@@ -223,3 +224,29 @@ def test_tokenizers_can_be_named(tmp_path: Path) -> None:
         ModelConfig(str(FOLDER / "tokenizer_2" / "*.json")),
     )
     assert pipe("an owl", seed=0, **SMALL).size == (64, 64)
+
+
+def test_loras_are_worn_until_they_are_cleared(pipe: FluxImagePipeline, tmp_path: Path) -> None:
+    file = file_of(tmp_path, pipe.engine)
+    before = pipe("a red circle", seed=0, **SMALL).tobytes()
+    matched = pipe.load_lora(pipe.dit, ModelConfig(path=str(file)), alpha=0.5)
+    assert {line.role for line in matched} == {"dit"}
+    half = pipe("a red circle", seed=0, **SMALL).tobytes()
+    pipe.load_lora(pipe.dit, str(file), 0.5, hotload=False)
+    whole = pipe("a red circle", seed=0, **SMALL).tobytes()
+    assert len({before, half, whole}) == 3
+    assert pipe.clear_lora() == 2
+    assert pipe("a red circle", seed=0, **SMALL).tobytes() == before
+    assert pipe.clear_lora() == 0
+
+
+def test_a_lora_that_cannot_be_used_is_refused_at_once(
+    pipe: FluxImagePipeline, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceError, match="no such file"):
+        pipe.load_lora(pipe.dit, str(tmp_path / "absent.safetensors"))
+    with pytest.raises(SettingError, match="Linear is no model of this pipeline"):
+        pipe.load_lora(torch.nn.Linear(1, 1), str(file_of(tmp_path, pipe.engine)))
+    with pytest.raises(SettingError, match="has to be merged"):
+        pipe.load_lora(pipe.dit, str(dense_file(tmp_path, pipe.engine)), hotload=True)
+    assert pipe.loras == []

@@ -5,6 +5,7 @@ to start from, the posterior's mean stands in for their draw from it, which woul
 generator that the noise comes from.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -90,7 +91,9 @@ class DiffusersOracle:
             config |= {"shift": request.sigma_shift, "use_dynamic_shifting": False}
         return FlowMatchEulerDiscreteScheduler.from_config(config)
 
-    def generate(self, request: GenerationRequest) -> tuple[Tensor, Tensor]:
+    def generate(
+        self, request: GenerationRequest, loras: Sequence[tuple[Path, float]] = ()
+    ) -> tuple[Tensor, Tensor]:
         parts = self.parts | {"scheduler": self.scheduler_for(request)}
         asked: dict[str, Any] = {
             "prompt": request.prompt,
@@ -112,6 +115,10 @@ class DiffusersOracle:
             pipe = FluxImg2ImgPipeline(**parts)
             asked["image"] = Image.fromarray(to_bytes(request.input_image))
             asked["strength"] = request.denoising_strength
+        for n, (file, _) in enumerate(loras):
+            pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=f"lora{n}")
+        if loras:
+            pipe.set_adapters([f"lora{n}" for n in range(len(loras))], [s for _, s in loras])
         pipe.set_progress_bar_config(disable=True)
         mean = mock.patch.object(DiagonalGaussianDistribution, "sample", posterior_mean)
         with torch.inference_mode(), mean:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -32,13 +33,22 @@ class Models:
         model: nn.Module | None = getattr(self, role)
         return {} if model is None else dict(model.named_parameters())
 
+    @cached_property
+    def shapes(self) -> Mapping[Role, Mapping[str, tuple[int, ...]]]:
+        """Of every parameter by its name, as the models were when this was first asked."""
+        roles: tuple[Role, ...] = ("dit", "clip", "t5")
+        return {
+            role: {name: tuple(p.shape) for name, p in self.parameters(role).items()}
+            for role in roles
+        }
+
     def names(self, lora: Lora) -> dict[Target, str]:
         """The name of each parameter that the LoRA changes, in its own model.
 
         CheckpointError lists what is not there, or has another shape.
         """
         missing, misshapen, out = [], [], {}
-        there = {role: self.parameters(role) for role in ("dit", "clip", "t5")}
+        there = self.shapes
         for target, parts in lora.targets.items():
             role, module, parameter = target
             name = f"{module}.{parameter}"
@@ -47,7 +57,7 @@ class Models:
             if name not in there[role]:
                 missing.append(f"{name} (of {role}; the file calls it {parts[0].name})")
                 continue
-            shape = tuple(there[role][name].shape)
+            shape = there[role][name]
             misshapen += [
                 f"{part.name} (changes {part.change.shape}, the model has {shape})"
                 for part in parts

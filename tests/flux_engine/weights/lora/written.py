@@ -226,9 +226,10 @@ def low_rank(
     *,
     alpha: str | None = None,
     only: Callable[[str], bool] = bool,
+    every: int = 2,
     conv: bool = False,
 ) -> Drawn:
-    """Low-rank factors of unequal ranks; with `alpha` every other module has one of its own."""
+    """Low-rank factors of unequal ranks; with `alpha`, one in `every` module has its own."""
     out = Drawn()
     for n, (name, means) in enumerate(filter(lambda item: only(item[0]), world(spec).items())):
         rank = 2 + n % 3
@@ -236,7 +237,7 @@ def low_rank(
         a = out.tensor(key + down, rank, means.columns, *extra, std=0.1)
         b = out.tensor(key + up, means.rows, rank, *extra, std=0.1)
         scale = 1.0
-        if alpha and n % 2:
+        if alpha and n % every == every - 1:
             scale = out.alpha(key + alpha, float(1 + n % 5)) / rank
         out.means(
             means,
@@ -266,6 +267,8 @@ def peft_in_metadata(s: FluxSpec) -> Drawn:
         "transformer.r": 4,
         "transformer.lora_alpha": 6,
         "transformer.alpha_pattern": {"transformer_blocks.0.attn.to_k": 1.5, "proj_out": 3},
+        "transformer.rank_pattern": {f"^{n}": 2 + i % 3 for i, n in enumerate(diffusers(s))},
+        "transformer.target_modules": list(diffusers(s)),
     }
     out.metadata = {"lora_adapter_metadata": json.dumps(config)}
     return rescaled(out, s, lambda name: alpha_of(name, 6.0))
@@ -277,11 +280,11 @@ def peft_beside(s: FluxSpec) -> Drawn:
     out.beside = {
         "peft_type": "LORA",
         "r": 4,
-        "lora_alpha": 8,
+        "lora_alpha": 2,
         "alpha_pattern": {"transformer_blocks.0.attn.to_k": 1.5, "proj_out": 3},
         "use_rslora": True,
     }
-    return rescaled(out, s, lambda name: alpha_of(name, 8.0), stabilised=True)
+    return rescaled(out, s, lambda name: alpha_of(name, 2.0), stabilised=True)
 
 
 def alpha_of(name: str, usual: float) -> float:

@@ -1,0 +1,1 @@
+"""What steers the denoiser, one file each."""

@@ -1,0 +1,265 @@
+"""LoRAs on the engine: beside the weights, row by row, or merged into a copy of them.
+
+A row wears its LoRAs, and rows that wear others may share a micro-batch: where all are low-rank
+and act on the same layers at the same ranks, each row of a product has factors of its own, and
+its bits do not depend on its neighbours. What is not low-rank is merged: a changed copy of the
+weights takes the place of the stored ones as long as such rows are computed. Stored weights never
+change, so that taking a LoRA off is exact.
+
+Shape letters: G rows of a product (both sides of guidance), K outfits in a micro-batch, L tokens
+(or steps), C columns, O rows of a weight, R rank.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from flux_engine.errors import CheckpointError, RequestError, SettingError, SourceError
+from flux_engine.request import GenerationRequest, LoraUse
+from flux_engine.vram.residency import Residency
+from flux_engine.weights.lora.changes import LowRank, stacked
+from flux_engine.weights.lora.file import Lora, full_delta, rows_of
+from flux_engine.weights.lora.models import Models
+from flux_engine.weights.lora.names import Role
+from flux_engine.weights.lora.report import Matched, report
+from flux_engine.weights.lora.shelf import SHELF_BYTES, Shelf
+
+Factors = dict[str, tuple[Tensor, Tensor]]  # of each layer: down (R, C) and up (O, R)
+ENCODERS: tuple[Role, ...] = ("clip", "t5")
+
+
+@dataclass(frozen=True, eq=False)
+class Outfit:
+    """What a row wears: LoRAs, how strongly, and whether they are merged into the weights."""
+
+    loras: tuple[tuple[Lora, float], ...] = ()
+    merged: bool = False
+
+    @cached_property
+    def key(self) -> str:
+        """Says which LoRAs at which scales; empty for none."""
+        return told(f"{lora.digest} {scale}" for lora, scale in self.loras)
+
+    @cached_property
+    def text_key(self) -> str:
+        """The same for what changes the text encoders."""
+        return told(f"{lora.digest} {s}" for lora, s in self.loras if any(lora.of(*ENCODERS)))
+
+    @cached_property
+    def kind(self) -> str:
+        """Rows of one kind can share a micro-batch, whatever they wear."""
+        if not any(any(lora.of("dit")) for lora, _ in self.loras):
+            return ""
+        if self.merged:
+            return f"merged {self.key}"
+        return "beside " + told(f"{layer} {rank}" for layer, rank in sorted(self.ranks.items()))
+
+    @cached_property
+    def ranks(self) -> Mapping[str, int]:
+        """Of each layer of the transformer, over all LoRAs."""
+        out: dict[str, int] = {}
+        for lora, _ in self.loras:
+            for part in lora.of("dit"):
+                assert isinstance(part.change, LowRank)
+                layer = part.place.module
+                out[layer] = out.get(layer, 0) + part.change.rank
+        return out
+
+
+BARE = Outfit()
+
+
+def told(facts: Iterable[str]) -> str:
+    text = "\n".join(facts)
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
+
+
+class Loras:
+    """All that an engine knows of LoRAs: those at hand, and which are in force."""
+
+    def __init__(
+        self, models: Models, device: torch.device, dtype: torch.dtype, limit: int = SHELF_BYTES
+    ) -> None:
+        self.models, self.device, self.dtype = models, device, dtype
+        self.shelf = Shelf(models.sizes, limit)
+        self._in_force: dict[Role, str] = {}
+        self._prepared: dict[str, Factors] = {}
+        self._layers = {
+            name: module
+            for name, module in models.dit.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+
+    def outfit(self, request: GenerationRequest) -> Outfit:
+        """What a row wears; RequestError if a LoRA of its cannot be had or used."""
+        if not request.loras:
+            return BARE
+        try:
+            return self._outfit(request.loras)
+        except (SourceError, CheckpointError, SettingError) as error:
+            raise RequestError(str(error)) from None
+
+    def _outfit(self, uses: Sequence[LoraUse]) -> Outfit:
+        worn, merged = [], False
+        for use in uses:
+            lora = self.shelf.take(use)
+            self.models.names(lora)
+            if use.merged is False and not lora.plain:
+                raise SettingError(
+                    f"{use.name}: is not low-rank alone, so it has to be merged (merged: false)"
+                )
+            merged |= use.merged is True or not lora.plain
+            if use.scale != 0.0:
+                worn.append((lora, use.scale))
+        return Outfit(tuple(worn), merged)
+
+    def describe(self, use: LoraUse, residency: Residency) -> list[Matched]:
+        """What it matches in the models, and ‖ΔW‖ against ‖W‖ of each parameter.
+
+        SourceError, CheckpointError or SettingError if it cannot be used.
+        """
+        self._outfit([use])
+        lora = self.shelf.take(use)
+        names = self.models.names(lora)
+        return report(
+            lora, {target: residency.stored(target[0], name) for target, name in names.items()}
+        )
+
+    def apart(self, requests: Mapping[int, GenerationRequest]) -> Iterator[list[int]]:
+        """Rows in groups whose LoRAs are at hand together, so that each is read once."""
+        by_uses: dict[tuple[LoraUse, ...], list[int]] = {}
+        for i, request in requests.items():
+            by_uses.setdefault(request.loras, []).append(i)
+        group: list[int] = []
+        files: dict[str, int] = {}
+        for uses, rows in by_uses.items():
+            new = {use.name: self._size(use) for use in uses if use.name not in files}
+            if group and sum(files.values()) + sum(new.values()) > self.shelf.limit:
+                yield group
+                group, files = [], {}
+                new = {use.name: self._size(use) for use in uses}
+            group += rows
+            files |= new
+        yield group
+
+    def _size(self, use: LoraUse) -> int:
+        try:
+            return self.shelf.file(use).stat().st_size
+        except (SourceError, SettingError, OSError):
+            return 0  # whoever takes it will say what is wrong
+
+    @contextmanager
+    def beside(self, outfits: Sequence[Outfit], sides: int) -> Iterator[None]:
+        """Inside, the transformer's layers add what each row of a micro-batch wears.
+
+        The rows come `sides` times over: prompts, then negative prompts.
+        """
+        if not outfits or not outfits[0].kind.startswith("beside"):
+            yield
+            return
+        distinct = list({outfit.key: outfit for outfit in outfits}.values())
+        number = {outfit.key: k for k, outfit in enumerate(distinct)}
+        rows = torch.tensor([number[outfit.key] for outfit in outfits] * sides).to(self.device)
+        factors = [self._factors(outfit) for outfit in distinct]
+        self._prepared = {outfit.key: f for outfit, f in zip(distinct, factors, strict=True)}
+        hooks = []
+        try:
+            for layer in factors[0]:
+                down_KRC = torch.stack([f[layer][0] for f in factors])
+                up_KOR = torch.stack([f[layer][1] for f in factors])
+                hook = adding(down_KRC, up_KOR, rows)
+                hooks.append(self._layers[layer].register_forward_hook(hook))
+            yield
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+    def _factors(self, outfit: Outfit) -> Factors:
+        """Of each layer, all of an outfit's LoRAs as one pair, with their scales in `up`."""
+        if outfit.key in self._prepared:
+            return self._prepared[outfit.key]
+        pairs: dict[str, list[LowRank]] = {}
+        for lora, scale in outfit.loras:
+            for (role, layer, _), parts in lora.targets.items():
+                if role != "dit":
+                    continue
+                count = self._layers[layer].out_features
+                ranges = [(part.change, rows_of(part, count)) for part in parts]
+                one = stacked(ranges, count)  # type: ignore[arg-type]
+                scaled = LowRank(one.down_RC, one.up_OR * scale, one.alpha)
+                pairs.setdefault(layer, []).append(scaled)
+        return {
+            layer: (
+                torch.cat([one.down_RC for one in ones]).to(self.device, self.dtype),
+                torch.cat([one.up_OR for one in ones], 1).to(self.device, self.dtype),
+            )
+            for layer, ones in pairs.items()
+        }
+
+    def merge(self, outfit: Outfit, residency: Residency) -> None:
+        """Let the transformer compute with a merged outfit's weights, and otherwise with its own.
+
+        It stays so until another call.
+        """
+        self._put_in_force(outfit if outfit.merged else BARE, residency, ("dit",))
+
+    def merge_text(self, outfit: Outfit, residency: Residency) -> None:
+        """The same for the text encoders, whose LoRAs are always merged."""
+        self._put_in_force(outfit, residency, ENCODERS)
+
+    def _put_in_force(self, outfit: Outfit, residency: Residency, roles: tuple[Role, ...]) -> None:
+        for role in roles:
+            tensors = self._changed(outfit, residency, role)
+            key = outfit.key if tensors else ""
+            if self._in_force.get(role, "") == key:
+                continue
+            if self._in_force.get(role, ""):
+                residency.restore(role)
+            self._in_force[role] = ""
+            if tensors:
+                residency.override(role, {name: make() for name, make in tensors.items()})
+            self._in_force[role] = key
+
+    def _changed(
+        self, outfit: Outfit, residency: Residency, role: Role
+    ) -> dict[str, Callable[[], Tensor]]:
+        """How each parameter that an outfit changes is made: stored + Σ scale · ΔW in float32."""
+        worn: dict[str, list[tuple[Lora, Any, float]]] = {}
+        for lora, scale in outfit.loras:
+            for target, name in self.models.names(lora).items():
+                if target[0] == role:
+                    worn.setdefault(name, []).append((lora, target, scale))
+
+        def make(name: str) -> Tensor:
+            stored = residency.stored(role, name)
+            base = changed = stored.float()
+            for lora, target, scale in worn[name]:
+                changed = changed + scale * full_delta(lora.targets[target], base)
+            return changed.to(stored.dtype)
+
+        return {name: lambda name=name: make(name) for name in worn}  # type: ignore[misc]
+
+
+def adding(down_KRC: Tensor, up_KOR: Tensor, rows_G: Tensor) -> Callable[..., Tensor]:
+    """A hook that adds each row's own (x · downᵀ) · upᵀ to what a layer says.
+
+    Of vectors without a token axis the rows are steps × rows, as the modulation table has them.
+    The factors are gathered even where all rows wear the same, so that bits never depend on it.
+    """
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        (x,) = args
+        vectors = x.dim() == 2
+        x_GLC = rearrange(x, "(N G) C -> G N C", G=len(rows_G)) if vectors else x
+        low_GLR = torch.bmm(x_GLC, down_KRC[rows_G].mT)
+        change = torch.bmm(low_GLR, up_KOR[rows_G].mT)
+        return out + (rearrange(change, "G N O -> (N G) O") if vectors else change)
+
+    return hook

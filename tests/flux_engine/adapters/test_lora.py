@@ -1,0 +1,203 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from flux_engine import FluxEngine, Generation, RequestError
+from flux_engine.engine import Outcome
+from flux_engine.request import GenerationRequest, LoraUse
+from flux_engine.weights.lora.shelf import Shelf
+from tests.conftest import ShapesEngine
+from tests.flux_engine.adapters.wearing import dense_file, encoder_file, file_of, use
+from tests.flux_engine.asking import asked
+from tests.flux_engine.test_engine import Watched
+
+
+@pytest.fixture
+def engine(shapes_engine: ShapesEngine) -> FluxEngine:
+    return shapes_engine()
+
+
+def wearing(*uses: LoraUse, seed: int = 0, **other: object) -> GenerationRequest:
+    return asked(seed=seed, loras=uses, **other)
+
+
+def pixels(engine: FluxEngine, *rows: GenerationRequest) -> list[Tensor]:
+    return [made.pixels for made in engine.generate(rows)]
+
+
+def weights(engine: FluxEngine) -> dict[str, Tensor]:
+    models = {"dit": engine.dit, "clip": engine.text.models.clip, "t5": engine.text.models.t5}
+    return {f"{n}.{k}": p.clone() for n, m in models.items() for k, p in m.named_parameters()}
+
+
+@pytest.mark.parametrize("merged", [False, True, None])
+def test_a_lora_changes_pictures_and_taking_it_off_is_exact(
+    merged: bool | None, engine: FluxEngine, tmp_path: Path
+) -> None:
+    before, (bare,) = weights(engine), pixels(engine, asked())
+    (made,) = pixels(engine, wearing(use(file_of(tmp_path, engine), merged=merged)))
+    assert not torch.allclose(made, bare, atol=0.01)
+    assert torch.equal(pixels(engine, asked())[0], bare)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(engine).items())
+    assert not any(m._forward_hooks for m in engine.dit.modules())
+
+
+def test_beside_and_merged_are_the_same_but_for_rounding(
+    engine: FluxEngine, tmp_path: Path
+) -> None:
+    file = file_of(tmp_path, engine)  # modulation layers included: the table is made with it
+    for guidance in (1.0, 2.0):
+        beside, merged = pixels(
+            engine,
+            *(wearing(use(file, 0.7, merged=m), cfg_scale=guidance) for m in (False, True)),
+        )
+        assert (beside - merged).norm() <= 2e-5 * merged.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_wear_others_share_a_micro_batch_and_keep_their_bits(
+    dtype: torch.dtype, shapes_engine: ShapesEngine, tmp_path: Path
+) -> None:
+    engine = shapes_engine(torch_dtype=dtype)
+    files = [file_of(tmp_path, engine, seed) for seed in range(3)]
+    rows = [
+        wearing(use(files[0]), seed=1),
+        wearing(use(files[1], 0.5), seed=2),
+        asked(seed=3),
+        wearing(use(files[2], -1.0), seed=4, cfg_scale=2.0),
+        wearing(use(files[0]), seed=5),
+        wearing(use(files[1], 2.0), seed=6, cfg_scale=2.0),
+    ]
+    dit = engine.dit
+    watched = Watched(dit)
+    engine.dit = watched  # type: ignore[assignment]
+    try:
+        together = pixels(engine, *rows)
+    finally:
+        engine.dit = dit
+    # two steps each of: four guided rows (both sides), then three rows in two batches, then one
+    assert sorted(watched.batches) == [2] * 6 + [4] * 2
+    for row, made in zip(rows, together, strict=True):
+        assert torch.equal(pixels(engine, row)[0], made)
+
+
+def test_loras_of_other_ranks_or_layers_do_not_share(engine: FluxEngine, tmp_path: Path) -> None:
+    whole = engine.loras.outfit(wearing(use(file_of(tmp_path, engine))))
+    again = engine.loras.outfit(wearing(use(file_of(tmp_path, engine, 1), 0.3)))
+    some = file_of(tmp_path / "some", engine, only=lambda name: "attn" in name)
+    assert whole.kind == again.kind
+    assert engine.loras.outfit(wearing(use(some))).kind not in ("", whole.kind)
+    assert engine.loras.outfit(wearing(use(file_of(tmp_path, engine), merged=True))).kind not in (
+        whole.kind,
+        engine.loras.outfit(wearing(use(file_of(tmp_path, engine, 1), merged=True))).kind,
+    )
+
+
+def test_several_at_once_add_up(engine: FluxEngine, tmp_path: Path) -> None:
+    one, other = (use(file_of(tmp_path, engine, seed), 0.5) for seed in (0, 1))
+    twice, doubled, both, turned = pixels(
+        engine,
+        wearing(one, one),
+        wearing(LoraUse(path=one.path, scale=1.0)),
+        wearing(one, other),
+        wearing(other, one),
+    )
+    assert (twice - doubled).norm() <= 2e-5 * doubled.norm()
+    assert (both - turned).norm() <= 2e-5 * both.norm()
+    assert (both - twice).norm() > 1e-3 * both.norm()
+
+
+def test_a_scale_of_zero_is_none_at_all(engine: FluxEngine, tmp_path: Path) -> None:
+    bare, none = pixels(engine, asked(), wearing(use(file_of(tmp_path, engine), 0.0)))
+    assert torch.equal(bare, none)
+
+
+def test_what_is_not_low_rank_is_merged_and_told_apart(engine: FluxEngine, tmp_path: Path) -> None:
+    dense = dense_file(tmp_path, engine)
+    bare, made, again, half = pixels(
+        engine,
+        asked(),
+        wearing(use(dense)),
+        wearing(use(dense), use(file_of(tmp_path, engine), 0.0)),
+        wearing(use(dense, 0.5)),
+    )
+    assert torch.equal(made, again)
+    assert not torch.allclose(made, bare, atol=0.01)
+    assert not torch.allclose(made, half, atol=0.01)
+    assert torch.equal(pixels(engine, asked())[0], bare)
+    with pytest.raises(RequestError, match="has to be merged"):
+        engine.generate([wearing(use(dense, merged=False))])
+
+
+def test_encoders_are_changed_for_their_own_rows_alone(engine: FluxEngine, tmp_path: Path) -> None:
+    files = [encoder_file(tmp_path, engine, seed) for seed in (0, 1)]
+    encoded = engine.text.encoded
+    rows = [
+        wearing(use(files[0]), prompt="owl"),
+        asked("owl"),
+        wearing(use(files[1]), prompt="owl"),
+        wearing(use(files[0]), prompt="owl", seed=5),
+    ]
+    first, bare, second, _ = pixels(engine, *rows)
+    assert engine.text.encoded - encoded == 3  # prompts, by what the encoders wear
+    assert not torch.allclose(first, bare, atol=1e-4)
+    assert not torch.allclose(first, second, atol=1e-4)
+    for row, made in zip(rows, (first, bare, second), strict=False):
+        assert torch.equal(pixels(engine, row)[0], made)
+    assert torch.equal(pixels(engine, asked("bee"))[0], pixels(engine, asked("bee"))[0])
+
+
+def test_each_is_read_once_a_call_even_where_all_have_no_room(
+    shapes_engine: ShapesEngine, tmp_path: Path
+) -> None:
+    engine = shapes_engine()
+    files = [file_of(tmp_path, engine, seed) for seed in range(3)]
+    size = files[0].stat().st_size
+    rows = [wearing(use(files[n % 3]), seed=n) for n in range(9)]
+    wanted = pixels(engine, *rows)
+    for room, reads in ((10 * size, 3), (int(1.5 * size), 3)):
+        engine.loras.shelf = Shelf(engine.loras.models.sizes, room)
+        made = pixels(engine, *rows)
+        assert engine.loras.shelf.reads == reads
+        assert engine.loras.shelf.nbytes <= room
+        assert all(torch.equal(one, other) for one, other in zip(made, wanted, strict=True))
+
+
+def test_a_picture_says_which_files_it_was_made_with(engine: FluxEngine, tmp_path: Path) -> None:
+    file = file_of(tmp_path, engine)
+    (made,) = engine.generate([wearing(use(file), use(file, 0.0))])
+    lora = engine.loras.shelf.take(use(file))
+    assert made.loras == (lora.digest, lora.digest)
+    assert engine.generate([asked()])[0].loras == ()
+
+
+def test_one_rows_bad_lora_costs_no_other_row(engine: FluxEngine, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"x")
+    other = file_of(tmp_path / "other", engine)
+    rows = [
+        asked(seed=1),
+        wearing(use(tmp_path / "absent.safetensors")),
+        wearing(use(tmp_path / "broken.safetensors")),
+        wearing(LoraUse()),
+        wearing(use(other, float("nan"))),
+        wearing(use(other), seed=2),
+    ]
+    outcomes: dict[int, Outcome] = dict(engine.each(rows))
+    assert [isinstance(outcomes[i], Generation) for i in range(6)] == [True] + [False] * 4 + [True]
+    for i, words in (
+        (1, "absent.safetensors: no such file"),
+        (2, "unreadable or cut short"),
+        (3, "give one of them"),
+        (4, "scale is nan"),
+    ):
+        assert isinstance(outcomes[i], RequestError)
+        assert words in str(outcomes[i])
+
+
+def test_what_it_does_to_the_model_is_described(engine: FluxEngine, tmp_path: Path) -> None:
+    lines = engine.loras.describe(use(file_of(tmp_path, engine)), engine.residency)
+    linear = sum(isinstance(m, torch.nn.Linear) for m in engine.dit.modules())
+    assert len(lines) == linear
+    assert all(line.relative is not None and line.relative > 0 for line in lines)
