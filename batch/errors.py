@@ -5,6 +5,7 @@ BatchError
 ├── ManifestError    the manifest is not usable: nothing is started
 ├── OutputError      the output belongs to another recipe or manifest: nothing is started
 ├── PictureError     a row's picture cannot be had: the row is rejected
+├── LoraError        a row's LoRA cannot be had: the row is rejected
 ├── MachineFault     memory or the card gave out under some rows: they are tried again elsewhere
 ├── StorageError     the output cannot be written, whoever tries: the run stops, nothing is lost
 ├── StorageDown      storage does not answer: tried again, elsewhere
@@ -30,6 +31,10 @@ class OutputError(BatchError):
 
 class PictureError(BatchError):
     """One row's picture is missing, unreadable, too large, or outside the allowed folders."""
+
+
+class LoraError(BatchError):
+    """One row's LoRA is missing, or outside the allowed folders."""
 
 
 class MachineFault(BatchError):

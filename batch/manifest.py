@@ -17,6 +17,7 @@ from pyarrow import fs
 from batch.errors import ManifestError, StorageError
 from batch.storage import S3, open_uri
 from schemas.base import SchemaError
+from schemas.lora import LoraEntry
 from schemas.manifest import COLUMNS, PromptRow
 
 logger = logging.getLogger(__name__)
@@ -199,6 +200,12 @@ def misfit(name: str, kind: pa.DataType) -> str | None:
         return None if string or types.is_integer(kind) else "string or integer"
     if name == "tiled":
         return None if types.is_boolean(kind) else "boolean"
+    if name == "loras":
+        inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+        listed = inner is not kind
+        plain = types.is_string(inner) or types.is_large_string(inner) or types.is_null(inner)
+        struct = types.is_struct(inner) and {f.name for f in inner} <= {*LoraEntry.model_fields}
+        return None if listed and (plain or struct) else "a list of struct<path, scale, …>"
     if name == "input_image":
         binary = types.is_binary(kind) or types.is_large_binary(kind)
         struct = types.is_struct(kind) and {f.name for f in kind} <= {"bytes", "path"}

@@ -46,7 +46,7 @@ def write_parquet(
     """Image records as one Parquet file, in the order given; how many there were. Pictures are not
     compressed again."""
     schema = image_schema(passthrough)
-    plain = [name for name in schema.names if name != "image"]
+    plain = [leaf for field in schema if field.name != "image" for leaf in leaves(field)]
     rows = (
         record.model_dump()
         | carried
@@ -66,6 +66,21 @@ def write_parquet(
             writer.write_table(pa.Table.from_pylist(group, schema))
             count += len(group)
     return count
+
+
+def leaves(field: pa.Field, above: str = "") -> Iterator[str]:
+    """A column's parts as Parquet names them."""
+    name, kind = f"{above}{field.name}", field.type
+    if pa.types.is_struct(kind):
+        for inner in kind:
+            yield from leaves(inner, f"{name}.")
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        yield from leaves(kind.value_field.with_name("element"), f"{name}.list.")
+    elif pa.types.is_map(kind):
+        yield from leaves(kind.key_field.with_name("key"), f"{name}.key_value.")
+        yield from leaves(kind.item_field.with_name("value"), f"{name}.key_value.")
+    else:
+        yield name
 
 
 def row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -17,6 +17,7 @@ from flux_engine.errors import SettingError, SourceError
 from flux_engine.models.text import load_tokenizer
 from flux_engine.weights.folder import ModelFiles, folder_sources
 from flux_engine.weights.load import ROLES, load_models
+from flux_engine.weights.lora.shelf import SHELF_BYTES
 from flux_engine.weights.source import ModelSource, fetch
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def load_engine(
     tokenizer_2: str | Path | ModelSource | None = None,
     axes_dim: Sequence[int] | None = None,
     vram_limit: float | None = None,
+    lora_bytes: int = SHELF_BYTES,
     text_batch: int = TEXT_BATCH,
     micro_batch: int | None = None,
     decode_batch: int | None = None,
@@ -72,6 +74,7 @@ def load_engine(
         batching=Batching(text=text_batch, micro=micro_batch, decode=decode_batch),
         timestep_shift=timestep_shift(folder, guided=loaded.dit.spec.guidance),
         vram_limit=vram_limit,
+        lora_bytes=lora_bytes,
     )
     engine.fingerprint = loaded.fingerprint
     return engine
@@ -153,6 +156,7 @@ def engine_of(config: "EngineConfig") -> tuple[FluxEngine, dict[str, Any]]:
         tokenizer_2=config.tokenizer_2_path,
         axes_dim=config.axes_dim,
         vram_limit=config.vram_limit,
+        lora_bytes=int(config.lora_gib * 2**30),
         text_batch=config.text_batch,
         micro_batch=config.micro_batch,
         decode_batch=config.decode_batch,

@@ -49,6 +49,9 @@ def resolved(job: GenerateJob) -> GenerateJob:
         for entry in model:
             if entry.path is not None:
                 fetch(ModelSource(entry.path))
+    for lora in job.sampling.loras:
+        if lora.path is not None:
+            fetch(ModelSource(lora.path))
     defaults = ModelDefaults.parse(values, f"{model}/{DEFAULTS}")
     return job.model_copy(update={"sampling": resolve(job.sampling, defaults)})
 

@@ -7,7 +7,7 @@ decoded.
 
 import json
 from types import UnionType
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -19,15 +19,19 @@ PLAIN = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(
 
 
 def fields_of(model: type[BaseModel]) -> list[pa.Field]:
-    """One Arrow field for each field of a flat model; bytes are a picture."""
-    out = []
-    for name, info in model.model_fields.items():
-        kind = info.annotation
-        nullable = get_origin(kind) is UnionType
-        if nullable:
-            kind = next(arg for arg in get_args(kind) if arg is not type(None))
-        out.append(pa.field(name, IMAGE if kind is bytes else PLAIN[kind], nullable=True))  # type: ignore[index]
-    return out
+    """One Arrow field for each field of a model; bytes are a picture, tuples lists of structs."""
+    return [
+        pa.field(name, type_of(info.annotation), nullable=True)
+        for name, info in model.model_fields.items()
+    ]
+
+
+def type_of(kind: Any) -> pa.DataType:
+    if get_origin(kind) is UnionType:
+        kind = next(arg for arg in get_args(kind) if arg is not type(None))
+    if get_origin(kind) is tuple:
+        return pa.list_(pa.struct(fields_of(get_args(kind)[0])))
+    return IMAGE if kind is bytes else PLAIN[kind]
 
 
 def image_schema(passthrough: list[pa.Field]) -> pa.Schema:

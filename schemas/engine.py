@@ -30,7 +30,8 @@ class EngineConfig(Schema):
     """`model`: a bundled name, a folder laid out as the FLUX.1-dev repository, or a list of files.
 
     The three batch sizes are the fixed shapes of the stages; they belong to the recipe. None for
-    `micro_batch` and `decode_batch` takes a rule of the picture's size.
+    `micro_batch` and `decode_batch` takes a rule of the picture's size. `lora_gib` bounds the LoRAs
+    that are kept in memory.
     """
 
     model: str | tuple[ModelEntry, ...] = "flux-shapes"
@@ -40,6 +41,7 @@ class EngineConfig(Schema):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     axes_dim: tuple[int, ...] | None = None
     vram_limit: float | None = None
+    lora_gib: Annotated[float, Field(gt=0.0)] = 4.0
     text_batch: BatchSize = 8
     micro_batch: BatchSize | None = None
     decode_batch: BatchSize | None = None

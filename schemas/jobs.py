@@ -27,13 +27,14 @@ class GenerateJob(Schema):
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
     passthrough: tuple[str, ...] = ()
     picture_roots: tuple[str, ...] = ()
+    lora_roots: tuple[str, ...] = ()
     shard_retries: Annotated[int, Field(ge=0, le=100)] = 3
     max_rejected: Annotated[float, Field(ge=0.0)] | None = None
     row_timeout: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
     engine: EngineConfig = EngineConfig()
     sampling: Sampling = Sampling()
 
-    @field_validator("manifest", "output", "picture_roots")
+    @field_validator("manifest", "output", "picture_roots", "lora_roots")
     @classmethod
     def _no_secrets(cls, addresses: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for address in [addresses] if isinstance(addresses, str) else addresses:
@@ -68,11 +69,13 @@ NOT_IN_RECIPE = (
     "output",
     "workers",
     "picture_roots",
+    "lora_roots",
     "shard_retries",
     "max_rejected",
     "row_timeout",
     "engine.device",
     "engine.vram_limit",
+    "engine.lora_gib",
 )
 
 

@@ -5,6 +5,7 @@ import builtins
 from pydantic import ConfigDict, field_validator
 
 from schemas.base import Schema
+from schemas.lora import LoraEntries
 from schemas.sampling import (
     Guidance,
     Prompt,
@@ -49,6 +50,7 @@ class PromptRow(Schema):
     tiled: bool | None = None
     tile_size: Tile | None = None
     tile_stride: Tile | None = None
+    loras: LoraEntries | None = None
     input_image: PictureRef | None = None
 
     @field_validator("seed", mode="before")

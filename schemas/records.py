@@ -1,6 +1,7 @@
 """Rows out: one finished picture, or one row that could not be served."""
 
 from schemas.base import Schema
+from schemas.lora import LoraRecord
 
 
 class ImageRecord(Schema):
@@ -25,6 +26,7 @@ class ImageRecord(Schema):
     tiled: bool
     tile_size: int
     tile_stride: int
+    loras: tuple[LoraRecord, ...] = ()
     micro_batch: int
     tokens_dropped: int
     input_image_path: str | None = None

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, FiniteFloat, model_validator
 
 from schemas.base import Schema
+from schemas.lora import LoraEntries
 
 GRID = 16  # pixels; sizes are multiples of it
 LARGEST_SIDE = 8192
@@ -41,6 +42,7 @@ class Sampling(Schema):
     tiled: bool = False
     tile_size: Tile = 128
     tile_stride: Tile = 64
+    loras: LoraEntries = ()
 
     @model_validator(mode="after")
     def _tiles_overlap(self) -> Self:

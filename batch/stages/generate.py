@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from batch.encoders import Encoders
-from batch.errors import MachineFault, PictureError
+from batch.errors import LoraError, MachineFault, PictureError
+from batch.lora_files import LoraFiles
 from batch.media import Pictures, to_bytes
 from batch.stages.base import Listener
 from batch.web import shown
@@ -20,6 +21,7 @@ from flux_engine.errors import RequestError
 from flux_engine.request import Generation, GenerationRequest, Outcome, Watch
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
+from schemas.lora import LoraRecord
 from schemas.records import ImageRecord, Record
 from schemas.sampling import Sampling
 
@@ -70,8 +72,10 @@ class GenerateStage:
     """Wishes into records, as they are finished; each row fails alone."""
 
     def __init__(self, job: GenerateJob, roots: tuple[str, ...]) -> None:
+        """`roots` are the manifest's own folder, and the job's `picture_roots`."""
         self.job = job
         self.pictures = Pictures(roots)
+        self.loras = LoraFiles((*roots[:1], *job.lora_roots))
         self.encoders = Encoders()
         self.served = False  # whether the engine has ever answered
         self.engine: Engine
@@ -81,8 +85,14 @@ class GenerateStage:
         """Load the engine; called once in a worker's life."""
         # here, because transformers come with it: who brings another engine does without
         from flux_engine.assembly import engine_of
+        from flux_engine.weights.lora.report import summary
 
         engine, self.fingerprint = engine_of(self.job.engine)
+        for entry in self.job.sampling.loras:
+            use = self.loras.of_job(entry)
+            told = summary(engine.loras.describe(use, engine.residency))
+            logger.info("LoRA in use", extra={"lora": use.name, "scale": use.scale, **told})
+            self.fingerprint["weights"][f"LoRA {use.name}"] = engine.loras.shelf.take(use).digest
         self.engine = engine
 
     def __call__(
@@ -109,7 +119,7 @@ class GenerateStage:
             try:
                 asked.append(self._ask(wish, listener))
                 held += asked[-1].held
-            except (SchemaError, PictureError) as error:
+            except (SchemaError, PictureError, LoraError) as error:
                 yield wish, done(rejected(wish, file, type(error).__name__, str(error)))
             if len(asked) >= CHUNK or held > CHUNK_BYTES:
                 yield from self._chunk(asked, file, listener)
@@ -183,6 +193,8 @@ class GenerateStage:
                 "input_image_path": shown(ref.path) if ref.path else None,
                 "input_image_sha256": picture.sha256,
             }
+        where = self.loras.of_job if row.parsed.loras is None else self.loras.of_row
+        values["loras"] = tuple(where(entry) for entry in sampling.loras)
         request = GenerationRequest(prompt=row.parsed.prompt, **values)
         return Asked(wish, request, sampling, origin)
 
@@ -192,6 +204,10 @@ class GenerateStage:
             "sigma_shift": made.sigma_shift,
             "micro_batch": made.micro_batch,
             "tokens_dropped": made.tokens_dropped,
+            "loras": tuple(
+                LoraRecord(name=entry.name, scale=entry.scale, sha256=digest)
+                for entry, digest in zip(asked.sampling.loras, made.loras, strict=True)
+            ),
         }
         return ImageRecord(
             key=asked.wish.row.key,

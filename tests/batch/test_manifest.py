@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -174,3 +175,24 @@ def test_a_row_group_is_read_once_for_the_shards_that_follow_each_other(
     rows = [row for first in range(0, 12, 2) for row in reader.read(file, first, 2)]
     assert [row.number for row in rows] == list(range(12))
     assert read == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("loras", "fits"),
+    [
+        ([[{"path": "a", "scale": 1.0}], None], True),
+        ([["a"], []], True),
+        ([None, None], True),
+        (["a", "b"], False),
+        ([[{"path": "a", "strength": 1.0}], None], False),
+        ([[1], None], False),
+    ],
+)
+def test_a_column_of_loras_is_a_list(tmp_path: Path, loras: list[Any], fits: bool) -> None:
+    write_manifest(tmp_path / "m.parquet", {"prompt": ["owl", "bee"], "loras": loras})
+    manifest = Manifest(str(tmp_path / "m.parquet"))
+    if fits:
+        manifest.check(())
+    else:
+        with pytest.raises(ManifestError, match=r"column 'loras' is .*; allowed is a list of"):
+            manifest.check(())

@@ -29,8 +29,9 @@ from tests.flux_engine.weights.lora.written import (
     flat,
     low_rank,
 )
+from tests.parity import diffsynth_oracle, goldens
 from tests.parity.agreement import LATENTS, assert_latents_agree, assert_pixels_agree, deviation
-from tests.parity.cases import CASES
+from tests.parity.cases import CASES, cases_of
 from tests.parity.diffusers_oracle import DiffusersOracle
 from tests.parity.tiny import TinySpec
 
@@ -190,3 +191,20 @@ def test_a_file_that_we_write_for_peft_is_loaded_by_peft(
     latents, _ = theirs.generate(CASE.requests[0])
     (made,) = engine.generate([asked(tmp_path / "lora.safetensors")])
     assert_latents_agree(made.latents[None], latents[None])
+
+
+@pytest.mark.skipif(
+    not diffsynth_oracle.LIBRARY.is_dir(), reason="DiffSynth-Studio is not installed in .oracle"
+)
+@pytest.mark.parametrize("layout", ["1 diffusers", "6 DiffSynth"])
+def test_what_we_write_diffsynth_loads_and_draws(
+    layout: str, engine: FluxEngine, tmp_path: Path
+) -> None:
+    case = next(iter(cases_of("diffsynth", CASE.spec)))
+    lora = read_lora(LAYOUTS[layout](CASE.spec.flux).save(tmp_path), Sizes(CASE.spec.flux))
+    (file,) = write_lora(lora, tmp_path / "ours.safetensors", "diffsynth").files
+    diffsynth_oracle.run(tmp_path / "golden", lora=file)
+    wanted = goldens.read(case.name, tmp_path / "golden").latents
+    uses = (LoraUse(path=str(tmp_path / "lora.safetensors")),)
+    made = engine.generate([replace(request, loras=uses) for request in case.requests])
+    assert_latents_agree(torch.stack([one.latents for one in made]), wanted)

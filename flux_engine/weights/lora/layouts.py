@@ -71,10 +71,9 @@ LAYOUTS: Mapping[LayoutName, Layout] = {
         native=True,
         norms=True,
     ),
+    # its trainer adds `.default` to a factor's name; of its two ways of loading one ignores those
     "diffsynth": Layout(
         world="diffsynth",
         prefixes={"dit": ""},
-        down=".lora_A.default.weight",
-        up=".lora_B.default.weight",
     ),
 }

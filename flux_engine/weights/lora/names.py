@@ -182,7 +182,7 @@ def spellings(module: str, spec: FluxSpec, world: World) -> list[tuple[str, Rows
     whole: Rows = ((0, total),)
     if world == "bfl":
         return [(module, whole)]
-    if module == SWAPPED:
+    if module == SWAPPED and world == "diffusers":
         whole = ((total // 2, total), (0, total // 2))
     stack, _, rest = module.partition(".")
     number, _, inside = rest.partition(".")

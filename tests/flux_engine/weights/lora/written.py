@@ -119,10 +119,9 @@ def diffsynth(s: FluxSpec) -> dict[str, Means]:
         "guidance_embedder.timestep_embedder.0": "guidance_in.in_layer",
         "guidance_embedder.timestep_embedder.2": "guidance_in.out_layer",
         "final_proj_out": "final_layer.linear",
+        "final_norm_out.linear": "final_layer.adaLN_modulation.1",
     }  # fmt: skip
     out = {theirs: b[ours] for theirs, ours in outside.items()}
-    ada = b["final_layer.adaLN_modulation.1"]
-    out["final_norm_out.linear"] = Means(ada.module, 0, ada.stop, ada.columns, swapped=True)
     for i in range(s.double_blocks):
         for theirs, ours in (
             ("norm1_a.linear", "img_mod.lin"), ("norm1_b.linear", "txt_mod.lin"),
