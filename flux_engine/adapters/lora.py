@@ -11,6 +11,7 @@ Shape letters: G rows of a product (both sides of guidance), K outfits in a micr
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from flux_engine.weights.lora.report import Matched, report
 from flux_engine.weights.lora.shelf import SHELF_BYTES, Shelf
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # of each layer: down (R, C) and up (O, R)
+MAKERS = re.compile(r"^(time|vector|guidance)_in\.|_mod\.lin$|\.modulation\.lin$|\.adaLN_")
 ENCODERS: tuple[Role, ...] = ("clip", "t5")
 
 
@@ -174,7 +176,7 @@ class Loras:
             for layer in factors[0]:
                 down_KRC = torch.stack([f[layer][0] for f in factors])
                 up_KOR = torch.stack([f[layer][1] for f in factors])
-                hook = adding(down_KRC, up_KOR, rows)
+                hook = adding(down_KRC, up_KOR, rows, table=bool(MAKERS.search(layer)))
                 hooks.append(self._layers[layer].register_forward_hook(hook))
             yield
         finally:
@@ -247,19 +249,23 @@ class Loras:
         return {name: lambda name=name: make(name) for name in worn}  # type: ignore[misc]
 
 
-def adding(down_KRC: Tensor, up_KOR: Tensor, rows_G: Tensor) -> Callable[..., Tensor]:
+def adding(
+    down_KRC: Tensor, up_KOR: Tensor, rows_G: Tensor, *, table: bool
+) -> Callable[..., Tensor]:
     """A hook that adds each row's own (x · downᵀ) · upᵀ to what a layer says.
 
-    Of vectors without a token axis the rows are steps × rows, as the modulation table has them.
-    The factors are gathered even where all rows wear the same, so that bits never depend on it.
+    A layer that makes the modulation `table` gets steps × rows, any other one rows × tokens,
+    flat or not. The factors are gathered even where all rows wear the same, so that bits never
+    depend on it.
     """
+    flat = "(L G) {0}" if table else "(G L) {0}"
 
     def hook(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         (x,) = args
-        vectors = x.dim() == 2
-        x_GLC = rearrange(x, "(N G) C -> G N C", G=len(rows_G)) if vectors else x
+        is_flat = x.dim() == 2
+        x_GLC = rearrange(x, f"{flat.format('C')} -> G L C", G=len(rows_G)) if is_flat else x
         low_GLR = torch.bmm(x_GLC, down_KRC[rows_G].mT)
         change = torch.bmm(low_GLR, up_KOR[rows_G].mT)
-        return out + (rearrange(change, "G N O -> (N G) O") if vectors else change)
+        return out + (rearrange(change, f"G L O -> {flat.format('O')}") if is_flat else change)
 
     return hook
