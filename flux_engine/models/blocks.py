@@ -146,8 +146,22 @@ class SingleBlock(nn.Module):
         q, k, v = rearrange(qkv, "B L (n H E) -> n B H L E", n=3, H=self.heads)
         q, k = self.norm(q, k)
         seen = attend(q, k, v, rotation_2LR)
-        out: Tensor = self.linear2(torch.cat([seen, F.gelu(hidden, approximate="tanh")], dim=-1))
+        del q, k, v
+        out = self._joined(both, seen, hidden)
         return x_BLD + gate[:, None] * out
+
+    def _joined(self, both_BLJ: Tensor, seen_BLD: Tensor, hidden_BLI: Tensor) -> Tensor:
+        """Attention's answer and the MLP's hidden values, side by side, through `linear2`."""
+        if torch.is_grad_enabled():
+            wide = torch.cat([seen_BLD, F.gelu(hidden_BLI, approximate="tanh")], dim=-1)
+            out: Tensor = self.linear2(wide)
+            return out
+        # the values lie beside the hidden ones and are used up: the answer takes their place, and
+        # nine more widths of memory are never asked for
+        both_BLJ[..., 2 * self.width : 3 * self.width] = seen_BLD
+        torch.ops.aten.gelu_(hidden_BLI, approximate="tanh")
+        wide = both_BLJ[..., 2 * self.width :].flatten(0, 1)
+        return self.linear2(wide).unflatten(0, both_BLJ.shape[:2])  # type: ignore[no-any-return]
 
 
 class FinalLayer(nn.Module):

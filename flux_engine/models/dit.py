@@ -91,8 +91,10 @@ class FluxTransformer(nn.Module):
         rows = iter(torch.split(rows_BMD, [p.MODULATIONS for p in self.modulated_parts()], dim=1))
         for block in self.double_blocks:
             img_BSD, txt_BTD = block(img_BSD, txt_BTD, next(rows), rotation_2LR)
+        T = txt_BTD.shape[1]
         x_BLD = torch.cat([txt_BTD, img_BSD], dim=1)
+        del img_BSD, txt_BTD  # their memory is the single blocks'
         for block in self.single_blocks:
             x_BLD = block(x_BLD, next(rows), rotation_2LR)
-        velocity: Tensor = self.final_layer(x_BLD[:, txt_BTD.shape[1] :], next(rows))
+        velocity: Tensor = self.final_layer(x_BLD[:, T:], next(rows))
         return velocity
