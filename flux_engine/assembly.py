@@ -1,6 +1,8 @@
 """From a model's name, folder or files to an engine; configuration goes no deeper than here."""
 
 import hashlib
+import json
+import logging
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,6 +17,11 @@ from flux_engine.encode import TextModels
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import SettingError, SourceError
 from flux_engine.models.text import load_tokenizer
+from flux_engine.vram.card import CudaCard
+from flux_engine.vram.estimates import GIB
+from flux_engine.vram.rates import measured
+from flux_engine.vram.store import default_folder, in_memory, on_disk
+from flux_engine.vram.units import units_of
 from flux_engine.weights.folder import ModelFiles, folder_sources
 from flux_engine.weights.load import ROLES, load_models
 from flux_engine.weights.lora.shelf import SHELF_BYTES
@@ -22,6 +29,8 @@ from flux_engine.weights.source import ModelSource, fetch
 
 if TYPE_CHECKING:
     from schemas.engine import EngineConfig
+
+logger = logging.getLogger(__name__)
 
 FLUX_DEV = "black-forest-labs/FLUX.1-dev"
 DEV_SCHEDULE = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256}
@@ -73,11 +82,41 @@ def load_engine(
         dtype=torch_dtype,
         batching=Batching(text=text_batch, micro=micro_batch, decode=decode_batch),
         timestep_shift=timestep_shift(folder, guided=loaded.dit.spec.guidance),
-        vram_limit=vram_limit,
         lora_bytes=lora_bytes,
     )
     engine.fingerprint = loaded.fingerprint
+    if place.type == "cuda":
+        hold(engine, vram_limit)
     return engine
+
+
+def hold(engine: FluxEngine, vram_limit: float | None) -> None:
+    """Weights in images that this host's workers share, and what fits of them on the card."""
+    card = CudaCard(engine.device)
+    machine = measured(card, engine.dtype, memory_limit(engine.device, vram_limit))
+    told = json.dumps([engine.fingerprint, str(engine.dtype)], sort_keys=True)
+    key = hashlib.sha256(told.encode()).hexdigest()[:32]
+    images = {}
+    for name, model in engine.models.items():
+        try:
+            images[name] = on_disk(units_of(model), default_folder(), key, name, writable=True)
+        except (OSError, NotImplementedError) as error:
+            logger.warning(
+                "weight images are not shared: each worker has its own",
+                extra={"model": name, "why": str(error)},
+            )
+            images[name] = in_memory(units_of(model))
+    engine.hold(card, machine, images)
+
+
+def memory_limit(device: torch.device, vram_limit: float | None) -> int:
+    """Bytes that may be used on the card: what is free, or so many GiB; negative: all but so
+    many."""
+    free, total = torch.cuda.mem_get_info(device)
+    if vram_limit is None:
+        return int(free)
+    asked = vram_limit * GIB if vram_limit >= 0 else total + vram_limit * GIB
+    return int(min(asked, total))
 
 
 def open_model(model: Model) -> tuple[ModelFiles | None, Sequence[Sequence[Path]]]:

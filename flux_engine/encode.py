@@ -5,6 +5,7 @@ Shape letters: B batch, T text tokens, W text width, P pooled width, H and W hei
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -20,6 +21,12 @@ from flux_engine.sampling.tiling import Tiling, tiled
 CACHE_BYTES = 512 * 2**20
 
 TextKey = tuple[str, int]  # a prompt, and its length in T5 tokens
+Loop = Callable[[str, float], AbstractContextManager[None]]
+
+
+def no_loop(model: str, passes: float) -> AbstractContextManager[None]:  # noqa: ARG001
+    """Weights that stay where they are need not know how often they are used."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class TextEncoder:
     ) -> None:
         self.models = models
         self.device, self.batch = device, batch
+        self.loop: Loop = no_loop
         self.encoded = 0  # prompts that went through the encoders
         self._cache: OrderedDict[tuple[str, int, str], Text] = OrderedDict()
         self._cache_bytes = cache_bytes
@@ -83,10 +91,11 @@ class TextEncoder:
         new = [key for key in distinct if key not in out]
         for length in dict.fromkeys(length for _, length in new):
             prompts = [prompt for prompt, n in new if n == length]
-            for real, filled in fixed_batches(prompts, self.batch):
-                texts = self._encode(filled, length)[: len(real)]
-                out.update(zip([(p, length) for p in real], texts, strict=True))
-                self.encoded += len(real)
+            with self.loop("t5", -(-len(prompts) // self.batch)):
+                for real, filled in fixed_batches(prompts, self.batch):
+                    texts = self._encode(filled, length)[: len(real)]
+                    out.update(zip([(p, length) for p in real], texts, strict=True))
+                    self.encoded += len(real)
         self._keep({kept[key]: text for key, text in out.items()})
         return out
 

@@ -19,11 +19,15 @@ from flux_engine.errors import NumbersBroke, RequestError
 from flux_engine.latents import PATCH, pack, position_ids, start_noise, unpack
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
+from flux_engine.planning import Planning, sizes_of
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
-from flux_engine.sampling.denoise import Conditions, Progress, denoise, modulation_table, plain
+from flux_engine.sampling.denoise import Conditions, Progress, denoise, plain
 from flux_engine.sampling.schedule import shift_of, sigmas
 from flux_engine.sampling.tiling import Tiling
-from flux_engine.vram.residency import Residency
+from flux_engine.tables import Tables
+from flux_engine.vram.card import Card
+from flux_engine.vram.estimates import Machine
+from flux_engine.vram.residency import Images, Residency
 from flux_engine.weights.lora.models import Models
 from flux_engine.weights.lora.shelf import SHELF_BYTES
 
@@ -61,7 +65,6 @@ class FluxEngine:
         dtype: torch.dtype,
         batching: Batching,
         timestep_shift: bool,
-        vram_limit: float | None = None,
         lora_bytes: int = SHELF_BYTES,
     ) -> None:
         self.dit, self.vae = dit, vae
@@ -72,8 +75,21 @@ class FluxEngine:
         self.text = TextEncoder(text, device, batching.text)
         self.pictures = PictureCoder(vae, device, dtype)
         self.loras = Loras(Models(dit, text.clip, text.t5), device, dtype, lora_bytes)
-        self.residency = Residency(
-            {"dit": dit, "vae": vae, "clip": text.clip, "t5": text.t5}, device, vram_limit
+        self.models = {"dit": dit, "vae": vae, "clip": text.clip, "t5": text.t5}
+        self.residency = Residency(self.models)
+        self.planning = Planning(batching, cell=self.cell)
+
+    def hold(self, card: Card, machine: Machine, images: Images | None = None) -> None:
+        """Hold the weights for this card from now on: what fits on it, and a ring for the rest."""
+        self.residency = Residency(self.models, card, images=images, limit=machine.memory)
+        self.text.loop = self.residency.loop
+        sizes = sizes_of(self.dit, self.vae, self.text.models.t5, self.dtype.itemsize)
+        self.planning = Planning(
+            self.batching,
+            cell=self.cell,
+            machine=machine,
+            weights=self.residency.sizes(),
+            sizes=sizes,
         )
 
     @property
@@ -158,23 +174,34 @@ class FluxEngine:
         good = {i: requests[i] for i in outfits}
         if not good:
             return
+        buckets = self._buckets(good, outfits)
+        self._settle(good, buckets)
         watch.at("text", list(good))
-        texts = self._encode_texts(good, outfits)
+        texts = self._encode_texts(good, outfits, next(iter(buckets)))
         rows = Prepared(good, outfits, texts, self._encode_pictures(good))
         latents: Latents = {}
-        together = ("dit", "vae") if self.residency.fit("dit", "vae") else ("dit",)
-        with self.residency.phase(*together):
-            for bucket, members in self._buckets(good, outfits).items():
+        for bucket, members in buckets.items():
+            together = self.planning.together(bucket)
+            with self.residency.phase(self.planning.denoise(bucket)):
                 for i, z, batch in self._denoise(bucket, members, rows, progress, watch):
                     if torch.isfinite(z).all():
                         latents[i] = (z, batch)
                     else:
                         yield i, NumbersBroke("the latents came out as NaN or infinity")
-                    if "vae" in together:
+                    if together:
                         yield from self._decode(rows, latents, watch, only_full=True)
         if latents:
-            with self.residency.phase("vae"):
-                yield from self._decode(rows, latents, watch)
+            yield from self._decode(rows, latents, watch)
+
+    def _settle(
+        self, requests: dict[int, GenerationRequest], buckets: dict[Bucket, list[int]]
+    ) -> None:
+        """Plan all that will be asked of the card; SettingError before any of it is begun."""
+        for bucket in buckets:
+            self.planning.denoise(bucket)
+            self.planning.text(bucket.t5_sequence_length)
+        for height, width, tiling in by_picture(requests, requests):
+            self.planning.decode(height, width, tiling)
 
     def _buckets(
         self, requests: dict[int, GenerationRequest], outfits: dict[int, Outfit]
@@ -189,9 +216,13 @@ class FluxEngine:
         }
 
     def _encode_texts(
-        self, requests: dict[int, GenerationRequest], outfits: dict[int, Outfit]
+        self,
+        requests: dict[int, GenerationRequest],
+        outfits: dict[int, Outfit],
+        first: Bucket,
     ) -> dict[str, dict[TextKey, Text]]:
-        """Texts by what is merged into the encoders; the plain ones first."""
+        """Texts by what is merged into the encoders, the plain ones first; `first` is what will
+        be denoised next."""
         wanted: dict[str, list[TextKey]] = {}
         worn: dict[str, Outfit] = {}
         for i, request in requests.items():
@@ -199,8 +230,10 @@ class FluxEngine:
             wanted.setdefault(outfits[i].text_key, []).extend(prompts_of(request))
         if all(self.text.knows(keys, changed) for changed, keys in wanted.items()):
             return {changed: self.text(keys, changed) for changed, keys in wanted.items()}
+        # attention over the longest text is what asks for the most memory
+        stage = self.planning.text(max(n for keys in wanted.values() for _, n in keys))
         out = {}
-        with self.residency.phase("clip", "t5"):
+        with self.residency.phase(stage, self.planning.denoise(first)):
             for changed in sorted(wanted):
                 self.loras.merge_text(worn[changed], self.residency)
                 out[changed] = self.text(wanted[changed], changed)
@@ -209,12 +242,11 @@ class FluxEngine:
     def _encode_pictures(self, requests: dict[int, GenerationRequest]) -> dict[int, Tensor]:
         given = {i: r.input_image for i, r in requests.items() if r.input_image is not None}
         out: dict[int, Tensor] = {}
-        if given:
-            with self.residency.phase("vae"):
-                for (height, width, tiling), members in by_picture(given, requests).items():
-                    batch = self.batching.decode_batch(height, width)
-                    made = self.pictures.encode([given[i] for i in members], batch, tiling)
-                    out.update(zip(members, made, strict=True))
+        for (height, width, tiling), members in by_picture(given, requests).items():
+            batch = self.planning.decode_batch(height, width, tiling)
+            with self.residency.phase(self.planning.decode(height, width, tiling)):
+                made = self.pictures.encode([given[i] for i in members], batch, tiling)
+            out.update(zip(members, made, strict=True))
         return out
 
     def _denoise(
@@ -225,15 +257,18 @@ class FluxEngine:
         height, width = bucket.height // factor, bucket.width // factor
         ids = position_ids(bucket.t5_sequence_length, height, width)
         rotation = self.dit.rotation(ids).to(self.device)
-        size = self.batching.micro_batch(height * width // PATCH**2)
-        waiting = list(members)
+        size = self.planning.micro_batch(bucket)
+        waiting, tables = list(members), Tables(self.dit, self.residency)
         self.loras.merge(rows.outfits[members[0]], self.residency)
         while waiting and not watch.leaving():
-            real, filled = next(fixed_batches(waiting, size))
+            (real, filled), *more = fixed_batches(waiting, size)
+            # LoRAs stand beside the table's makers for one micro-batch at a time
+            tables.ahead = [] if bucket.loras else [batch for _, batch in more]
             watch.at("denoise", real)
-            z_BZHW = self._micro_batch(bucket, filled, rows, rotation, progress)
+            z_BZHW = self._micro_batch(bucket, filled, rows, rotation, progress, tables)
             if z_BZHW is None:
                 size //= 2
+                tables.forget()
                 torch.cuda.empty_cache()
                 logger.warning("micro-batch halved for lack of memory", extra={"micro_batch": size})
                 continue
@@ -248,6 +283,7 @@ class FluxEngine:
         rows: Prepared,
         rotation: Tensor,
         progress: Progress,
+        tables: Tables,
     ) -> Tensor | None:
         """Latents (B, Z, H/8, W/8), on the host; None if several rows are too many for the card."""
         factor = self.vae.spec.factor
@@ -261,22 +297,26 @@ class FluxEngine:
             starts.append(noise if clean is None else (1 - levels[0]) * clean + levels[0] * noise)
         try:
             told = self._conditions(members, rows)
-            x = denoise(
-                self.dit,
-                pack(torch.stack(starts).to(self.device)),
-                told,
-                sigmas=levels,
-                table_NGMD=modulation_table(self.dit, levels[:-1].to(self.device), told),
-                rotation_2LR=rotation,
-                progress=progress,
+            table = tables.next(
+                levels[:-1].to(self.device), told, lambda batch: self._conditions(batch, rows)
             )
+            with self.residency.loop("dit", bucket.steps):
+                x = denoise(
+                    self.dit,
+                    pack(torch.stack(starts).to(self.device)),
+                    told,
+                    sigmas=levels,
+                    table_NGMD=table,
+                    rotation_2LR=rotation,
+                    progress=progress,
+                )
         except torch.OutOfMemoryError:
             if len(members) == 1:
                 raise
             return None
         return unpack(x, height, width).cpu()
 
-    def _conditions(self, members: list[int], rows: Prepared) -> Conditions:
+    def _conditions(self, members: Sequence[int], rows: Prepared) -> Conditions:
         """Prompts first, then, in a guided bucket, the negative prompts."""
         requests = [rows.requests[i] for i in members]
         sides = zip(*(rows.texts_of(i) for i in members), strict=True)
@@ -298,13 +338,15 @@ class FluxEngine:
     ) -> Iterator[tuple[int, Outcome]]:
         """Pictures of these latents, which are used up; or of those that fill a batch."""
         for (height, width, tiling), members in by_picture(latents, rows.requests).items():
-            size = self.batching.decode_batch(height, width)
+            size = self.planning.decode_batch(height, width, tiling)
             last = len(members) - len(members) % size if only_full else len(members)
             for first in range(0, last, size):
                 batch = members[first : min(first + size, last)]
                 watch.at("decode", batch)
                 taken = [latents.pop(i) for i in batch]
-                pictures = self.pictures.decode([z for z, _ in taken], size, tiling)
+                stage = None if only_full else self.planning.decode(height, width, tiling)
+                with self.residency.phase(stage):
+                    pictures = self.pictures.decode([z for z, _ in taken], size, tiling)
                 for i, pixels, (z, made_in) in zip(batch, pictures, taken, strict=True):
                     yield i, self._outcome(rows, i, pixels, z, made_in)
 

@@ -5,9 +5,10 @@ W text width, N steps, M modulation vectors, D hidden width, G = B, or 2 B with 
 negative prompt (the prompts first, then the negative ones).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -36,21 +37,70 @@ class Conditions:
     beside: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
+class Modulated(Protocol):
+    """A part of a model with rows in the table."""
+
+    def modulate(self, c_BD: Tensor) -> Tensor: ...
+
+
+class Hoisted(Modulated, Protocol):
+    """A model whose modulation is evaluated before the loop: a transformer, or a control trunk."""
+
+    def condition(self, sigma_B: Tensor, pooled_BP: Tensor, guidance_B: Tensor) -> Tensor: ...
+
+    def modulated_parts(self) -> Iterator[Modulated]: ...
+
+
 @torch.inference_mode()
-def modulation_table(dit: FluxTransformer, sigma_N: Tensor, told: Conditions) -> Tensor:
+def modulation_table(model: Hoisted, sigma_N: Tensor, told: Conditions) -> Tensor:
     """(N, G, M, D): every modulation vector of every step, in one pass over their weights."""
-    # the steps are filled up: MKL sums the rows beyond the last full group of four in another
-    # order, so that a row's last bits would depend on where in the batch it stands
-    filled_N = F.pad(sigma_N, (0, -len(sigma_N) % STEPS_TOGETHER), value=1.0)
-    steps, rows = len(filled_N), len(told.pooled_GP)
+    filled_N = filled(sigma_N)
     with told.beside():
-        c = dit.condition(
-            filled_N.repeat_interleave(rows),
-            told.pooled_GP.repeat(steps, 1),
-            told.guidance_G.repeat(steps),
-        )
-        table: Tensor = rearrange(dit.modulate(c), "(N G) M D -> N G M D", N=steps)
+        rows = model.modulate(_conditioned(model, filled_N, told))
+    table: Tensor = rearrange(rows, "(N G) M D -> N G M D", N=len(filled_N))
     return table[: len(sigma_N)]
+
+
+@torch.inference_mode()
+def modulation_tables(
+    model: Hoisted, sigma_N: Tensor, batches: Sequence[Conditions]
+) -> list[Tensor]:
+    """The same tables for several micro-batches, each at its own shape, in one pass over the
+    weights. They come to lie on the host, where a card's loop fetches a step's rows.
+
+    Nothing stands beside the weights here: that would be for one micro-batch alone.
+    """
+    filled_N = filled(sigma_N)
+    vectors = [_conditioned(model, filled_N, told) for told in batches]
+    rows: list[list[Tensor]] = [[] for _ in batches]
+    for part in model.modulated_parts():
+        for mine, c_BD in zip(rows, vectors, strict=True):
+            mine.append(part.modulate(c_BD))
+    tables = []
+    for mine in rows:
+        table = rearrange(torch.cat(mine, 1), "(N G) M D -> N G M D", N=len(filled_N))
+        host = torch.empty(table.shape, dtype=table.dtype, pin_memory=table.is_cuda)
+        tables.append(host.copy_(table)[: len(sigma_N)])
+        mine.clear()
+    return tables
+
+
+def filled(sigma_N: Tensor) -> Tensor:
+    """Steps up to a multiple of four.
+
+    MKL sums the rows beyond the last full group of four in another order, so that a row's last
+    bits would depend on where in the batch it stands.
+    """
+    return F.pad(sigma_N, (0, -len(sigma_N) % STEPS_TOGETHER), value=1.0)
+
+
+def _conditioned(model: Hoisted, sigma_N: Tensor, told: Conditions) -> Tensor:
+    steps, rows = len(sigma_N), len(told.pooled_GP)
+    return model.condition(
+        sigma_N.repeat_interleave(rows),
+        told.pooled_GP.repeat(steps, 1),
+        told.guidance_G.repeat(steps),
+    )
 
 
 def guide(velocity_GSC: Tensor, cfg_B: Tensor | None) -> Tensor:
@@ -86,6 +136,7 @@ def denoise(
     with told.beside():
         for n in progress(range(len(table_NGMD))):
             x_GSC = x_BSC.to(told.text_GTW.dtype).repeat(sides, 1, 1)
-            velocity = dit(x_GSC, told.text_GTW, table_NGMD[n], rotation_2LR)
+            rows_GMD = table_NGMD[n].to(x_GSC.device, non_blocking=True)
+            velocity = dit(x_GSC, told.text_GTW, rows_GMD, rotation_2LR)
             x_BSC = x_BSC + (levels[n + 1] - levels[n]) * guide(velocity.float(), told.cfg_B)
     return x_BSC

@@ -1,236 +1,266 @@
-from contextlib import nullcontext
-
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from flux_engine.errors import SettingError
-from flux_engine.vram.residency import GIB, Residency, fits, weight_bytes
-from tests.conftest import ShapesEngine
-from tests.flux_engine.asking import asked
+from flux_engine import FluxEngine, Generation, SettingError, load_engine
+from flux_engine.vram.card import HostCard
+from flux_engine.vram.planner import Stage
+from flux_engine.vram.residency import Residency
+from tests.flux_engine.asking import asked, picture
+from tests.flux_engine.held import held
+from tests.flux_engine.vram.streaming import BLOCKS, TABLES, rooms, run, small_dit, staged
 
-CARD = torch.device("meta")  # not the host; what is free and total on it is made up
 needs_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-
-def model(gib: float) -> nn.Module:
-    """Weights of so many GiB, which are not there."""
-    with torch.device("meta"):
-        return nn.Linear(int(gib * GIB / 4), 1, bias=False)
-
-
-class Moves(Residency):
-    """Writes down who comes and goes, and carries nobody."""
-
-    log: list[str]
-
-    def _bring(self, name: str) -> None:
-        self.log.append(f"+{name}")
-        self._here.add(name)
-
-    def _send_home(self, name: str) -> None:
-        self.log.append(f"-{name}")
-        self._here.discard(name)
-
-
-@pytest.fixture(autouse=True)
-def _a_card_of_40_gib(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if "gpu" not in request.keywords:
-        memory = (int(30 * GIB), int(40 * GIB))
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: memory)
-
-
-def residency(vram_limit: float | None, **gib: float) -> Moves:
-    moves = Moves({name: model(size) for name, size in gib.items()}, CARD, vram_limit)
-    moves.log = []
-    return moves
-
-
-def test_weights_are_counted_once_and_in_their_type() -> None:
-    shared = nn.Linear(10, 10)
-    both = nn.Sequential(shared, shared)
-    assert weight_bytes(both) == 110 * 4
-    assert weight_bytes(both.bfloat16()) == 110 * 2
-    both.register_buffer("positions", torch.zeros(5, dtype=torch.int64))
-    assert weight_bytes(both) == 110 * 2 + 40
-
-
-def test_a_quarter_of_the_limit_is_for_activations() -> None:
-    assert fits({"dit": 22, "t5": 8}, 40)
-    assert not fits({"dit": 22, "t5": 9}, 40)
-
-
-@pytest.mark.parametrize(
-    ("vram_limit", "all_fit"),
-    [
-        (None, True),  # 30 GiB are free
-        (28.0, True),
-        (26.0, False),
-        (-12.0, True),  # all of 40 but 12
-        (-14.0, False),
-    ],
-)
-def test_a_limit_is_what_is_free_or_asked_for_or_the_card_but_so_much(
-    vram_limit: float | None, all_fit: bool
-) -> None:
-    assert residency(vram_limit, dit=16, t5=4.5).all_fit is all_fit
-
-
-def test_no_limit_makes_a_card_larger() -> None:
-    assert not residency(1000.0, dit=22, t5=9).all_fit
-
-
-def test_where_all_fit_each_comes_once_and_stays() -> None:
-    card = residency(None, dit=10, t5=5, vae=1)
-    for names in (("t5",), ("vae",), ("dit",), ("vae",), ("t5",)):
-        with card.phase(*names):
-            pass
-    assert card.log == ["+t5", "+vae", "+dit"]
-
-
-def test_where_they_do_not_fit_a_phase_sends_the_others_away_first() -> None:
-    card = residency(None, dit=20, t5=9, vae=1)
-    for names in (("t5",), ("dit",), ("dit",), ("vae",)):
-        with card.phase(*names):
-            pass
-    assert card.log == ["+t5", "-t5", "+dit", "-dit", "+vae"]
-
-
-def test_a_phase_names_all_that_it_needs() -> None:
-    card = residency(None, dit=22, clip=1, t5=9)
-    with card.phase("clip", "t5"):
-        assert sorted(card.log) == ["+clip", "+t5"]
-    with card.phase("t5", "dit"):
-        assert card.log[2:] == ["-clip", "+dit"]
-
-
-@pytest.mark.parametrize("vram_limit", [20.0, -20.0, 0.0])
-def test_a_model_that_cannot_be_on_the_card_is_refused_with_the_numbers(vram_limit: float) -> None:
-    limit = vram_limit if vram_limit >= 0 else 40 + vram_limit
-    told = rf"dit needs 22\.0 GiB of weights on the card and the limit is {limit:.1f} GiB"
-    with pytest.raises(SettingError, match=told):
-        residency(vram_limit, dit=22, t5=9)
-
-
-def test_on_the_host_nothing_moves() -> None:
-    moves = Moves({"dit": model(100)}, torch.device("cpu"), vram_limit=1.0)
-    moves.log = []
-    assert moves.all_fit
-    with moves.phase("dit"):
-        pass
-    assert moves.log == []
-
-
-class Rooms:
-    """Stands for a residency in an engine, and writes down which phases are entered."""
-
-    def __init__(self, *, roomy: bool) -> None:
-        self.roomy = roomy
-        self.phases: list[tuple[str, ...]] = []
-
-    def fit(self, *names: str) -> bool:
-        return self.roomy
-
-    def phase(self, *names: str) -> "nullcontext[None]":
-        self.phases.append(names)
-        return nullcontext()
-
-
-def test_the_engine_brings_in_only_whom_it_needs(
-    shapes_engine: ShapesEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = shapes_engine()
-    rooms = Rooms(roomy=False)
-    monkeypatch.setattr(engine, "residency", rooms)
-    first = asked("a prompt that nobody has asked for")
-    engine.generate([first])
-    assert rooms.phases == [("clip", "t5"), ("dit",), ("vae",)]
-    engine.generate([first])
-    assert rooms.phases[3:] == [("dit",), ("vae",)]  # its text is known
-    engine.generate([asked(first.prompt, input_image=torch.zeros(3, 64, 64))])
-    assert rooms.phases[5:] == [("vae",), ("dit",), ("vae",)]
-    monkeypatch.setattr(engine, "residency", rooms := Rooms(roomy=True))
-    engine.generate([first] * 4)
-    assert rooms.phases == [("dit", "vae")]  # nothing is left to decode afterwards
-    engine.generate([first] * 3)
-    assert rooms.phases[1:] == [("dit", "vae"), ("vae",)]
-
-
-def test_what_fits_together_is_asked_by_name() -> None:
-    card = residency(40.0, dit=21, t5=9, vae=1)
-    assert not card.fit("dit", "t5", "vae")
-    assert card.fit("dit", "vae")
+ALL = frozenset(BLOCKS + TABLES)
 
 
 def places(model: nn.Module) -> set[tuple[str, int]]:
     return {(t.device.type, t.data_ptr()) for t in (*model.parameters(), *model.buffers())}
 
 
-def test_weights_are_overridden_and_come_back_bit_for_bit() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).requires_grad_(False)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    home = places(model)
-    rooms = Residency({"dit": model}, torch.device("cpu"))
-    other = torch.randn(4, 4)
-    rooms.override("dit", {"0.weight": other})
-    rooms.override("dit", {"1.bias": torch.zeros(4)})
-    assert torch.equal(model[0].weight, other)
-    assert torch.equal(model[0](torch.ones(1, 4)), torch.nn.functional.linear(
-        torch.ones(1, 4), other, before["0.bias"]
-    ))  # fmt: skip
-    assert torch.equal(rooms.stored("dit", "0.weight"), before["0.weight"])
-    rooms.restore("dit")
-    assert places(model) == home
-    assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def two(limit: float) -> tuple[Residency, HostCard]:
+    """Two models, each one unit of 1024 bytes."""
+    torch.manual_seed(0)
+    models = {name: nn.Linear(16, 16, bias=False).requires_grad_(False) for name in ("one", "two")}
+    card = HostCard()
+    return Residency(models, card, limit=limit), card
+
+
+def only(*names: str, working: int = 0) -> Stage:
+    return Stage(resident={name: frozenset() for name in names}, working=working)
+
+
+def test_without_a_card_nothing_moves() -> None:
+    home = places(dit := small_dit())
+    room = Residency({"dit": dit})
+    with room.phase(staged(frozenset(), 0)), room.loop("dit", 3):
+        assert places(dit) == home
+    assert not room.streams("dit", "block")
+    assert room.used == 0
+
+
+def test_weights_come_once_and_stay_where_there_is_room() -> None:
+    room, card = two(limit=2048)
+    for names in (("one",), ("two",), ("one",), ("one", "two")):
+        with room.phase(only(*names)):
+            pass
+    assert card.copied == 2048 == room.used
+
+
+def test_who_is_not_needed_goes_where_there_is_no_room_and_nothing_is_copied_back() -> None:
+    room, card = two(limit=2047)
+    home = places(room.models["one"])
+    for name in ("one", "two", "one"):
+        with room.phase(only(name)):
+            assert room.used == 1024
+            assert places(room.models[name]) != home
+    assert card.copied == 3 * 1024
+    assert room.models["two"].weight.data_ptr() == room.stored("two", "weight").data_ptr()
+
+
+def test_room_to_work_in_counts() -> None:
+    room, _ = two(limit=2048)
+    with room.phase(only("one")):
+        pass
+    with room.phase(only("two", working=1)):
+        assert room.used == 1024
+
+
+def test_what_follows_comes_in_beside_as_far_as_there_is_room() -> None:
+    room, card = two(limit=2048)
+    with room.phase(only("one"), only("two")):
+        assert room.used == 2048
+    assert card.copies == 2
+    with room.phase(only("two")):
+        pass
+    assert card.copies == 2
+    room, _ = two(limit=2047)
+    with room.phase(only("one"), only("two")):
+        assert room.used == 1024
+
+
+def test_a_stage_that_keeps_other_blocks_lets_the_rest_stream() -> None:
+    room, card = rooms(dit := small_dit())
+    expected = run(small_dit())
+    for kept in (ALL, frozenset(BLOCKS[2:]), frozenset(BLOCKS[:4]), frozenset[str]()):
+        with room.phase(staged(kept, 2)):
+            assert same(run(dit, room), expected)
+    assert not room.streams("vae", "block")
+    assert room.streams("dit", "block")
+    assert room.streams("dit", "table")
+    sizes = room.sizes()["dit"]
+    ring = 2 * max(n for _, n in sizes.values())
+    assert room.used == ring + sizes["rest"][1]
+    assert card.host_waits == 0
+
+
+def test_a_model_can_be_called_without_telling_how_often() -> None:
+    room, card = rooms(dit := small_dit())
+    expected = run(small_dit(), steps=1)[1:]
+    with room.phase(staged(frozenset(), 3)):
+        for _ in range(3):
+            table = run(small_dit())[0]
+            room.ring.finish()  # type: ignore[union-attr]
+            draw = torch.Generator().manual_seed(1)
+            x, text = (torch.randn(2, *s, generator=draw) for s in ((12, 16), (5, 24)))
+            torch.randn(2, 16, generator=draw)
+            rotation = dit.rotation(torch.randint(0, 4, (17, 3), generator=draw))
+            with torch.inference_mode():
+                assert same([dit(x, text, table, rotation)], expected)
+    assert card.copies == 1 + 3 * len(BLOCKS)
+
+
+def test_after_a_loop_the_model_sees_its_stored_weights() -> None:
+    room, _ = rooms(dit := small_dit())
+    with room.phase(staged(frozenset(), 2)):
+        run(dit, room)
+    for key, parameter in dit.named_parameters():
+        if "blocks" in key:
+            assert parameter.data_ptr() == room.stored("dit", key).data_ptr()
+
+
+def test_a_loop_that_breaks_off_harms_no_later_one() -> None:
+    room, _ = rooms(dit := small_dit())
+    expected = run(small_dit())
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room on the card")
+
+    for at in range(3):
+        with room.phase(staged(frozenset(BLOCKS[:1]), 2)):
+            hook = dit.single_blocks[at].register_forward_hook(fail)
+            with pytest.raises(torch.OutOfMemoryError):
+                run(dit, room)
+            hook.remove()
+            assert same(run(dit, room), expected)
+
+
+@pytest.mark.parametrize("kept", [frozenset(), frozenset(BLOCKS[::2]), ALL, None], ids=str)
+def test_overridden_weights_are_in_force_everywhere_and_come_back_bit_for_bit(
+    kept: frozenset[str] | None,
+) -> None:
+    plain, changed = small_dit(), small_dit()
+    torch.manual_seed(9)
+    others = {
+        key: torch.randn_like(plain.get_parameter(key))
+        for key in (
+            "double_blocks.1.img_attn.qkv.weight", "single_blocks.0.linear2.weight",
+            "single_blocks.0.modulation.lin.weight", "img_in.weight",
+        )
+    }  # fmt: skip
+    for key, tensor in others.items():
+        changed.get_parameter(key).data = tensor
+    dit = small_dit()
+    room = Residency({"dit": dit}) if kept is None else rooms(dit)[0]
+    stage = staged(kept or frozenset(), 2)
+    with room.phase(stage):
+        assert same(run(dit, room), run(plain))
+        for key, tensor in others.items():  # one by one: they add up
+            room.override("dit", {key: tensor})
+        assert same(run(dit, room), run(changed))
+    with room.phase(stage):
+        assert same(run(dit, room), run(changed))
+        assert torch.equal(room.stored("dit", "img_in.weight"), plain.img_in.weight)
+        room.restore("dit")
+        assert same(run(dit, room), run(plain))
+    assert all(torch.equal(room.stored("dit", k), p) for k, p in plain.named_parameters())
 
 
 @pytest.mark.parametrize(
     ("tensors", "told"),
     [
-        ({"0.wait": torch.zeros(4, 4)}, r"no such weights: 0\.wait$"),
-        ({"0.weight": torch.zeros(4, 5)}, r"0\.weight \(\[4, 5\] float32 for \[4, 4\] float32\)"),
-        ({"0.bias": torch.zeros(4).half()}, r"0\.bias \(\[4\] float16 for \[4\] float32\)"),
+        ({"wait": torch.zeros(16, 16)}, r"one has no such weights: wait$"),
+        ({"weight": torch.zeros(16, 5)}, r"weight \(\[16, 5\] float32 for \[16, 16\] float32\)"),
+        ({"weight": torch.zeros(16, 16).half()}, r"\[16, 16\] float16 for \[16, 16\] float32"),
     ],
 )
+@pytest.mark.parametrize("with_a_card", [True, False])
 def test_overrides_that_do_not_fit_are_named_and_nothing_changes(
-    tensors: dict[str, torch.Tensor], told: str
+    tensors: dict[str, Tensor], told: str, with_a_card: bool
 ) -> None:
-    model = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
-    home = places(model)
+    room, _ = two(limit=2048)
+    if not with_a_card:
+        room = Residency(room.models)
+    home = places(room.models["one"])
     with pytest.raises(SettingError, match=told):
-        Residency({"dit": model}, torch.device("cpu")).override("dit", tensors)
-    assert places(model) == home
+        room.override("one", tensors)
+    assert places(room.models["one"]) == home
+
+
+def new_engine() -> FluxEngine:
+    return load_engine(
+        device="cpu", torch_dtype=torch.float32, text_batch=2, micro_batch=2, decode_batch=2
+    )
+
+
+ROWS = [
+    *(asked(f"row {i}", i, cfg_scale=2.0 if i % 2 else 1.0) for i in range(5)),
+    asked("row 0", 7, height=80),
+    asked("row 1", 8, input_image=picture(0), denoising_strength=0.5),
+]
+
+
+@pytest.fixture(scope="module")
+def resident() -> list[Generation]:
+    return new_engine().generate(ROWS)
+
+
+@pytest.mark.parametrize("seed", [None, *range(6)])
+def test_the_engines_pictures_are_the_same_however_its_weights_are_held(
+    seed: int | None, resident: list[Generation]
+) -> None:
+    engine = new_engine()
+    card = held(engine, seed=seed)
+    made = engine.generate(ROWS)
+    assert engine.text.encoded == 6  # five prompts and the empty negative one
+    for one, other in zip(made, resident, strict=True):
+        assert torch.equal(one.latents, other.latents)
+        assert torch.equal(one.pixels, other.pixels)
+    assert card.host_waits == 0
+    if seed is None:
+        everything = sum(
+            n for units in engine.residency.sizes().values() for _, n in units.values()
+        )
+        assert card.copied == everything == engine.residency.used
+        engine.generate(ROWS)
+        assert card.copied == everything
 
 
 @pytest.mark.gpu
 @needs_a_card
-def test_weights_are_dropped_from_the_card_and_keep_their_home() -> None:
-    one, two = nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 8).requires_grad_(False)
-    two.register_buffer("positions", torch.arange(3))
-    card = Residency({"one": one, "two": two}, torch.device("cuda"))
-    card.all_fit = False
-    home = places(one)
-    with card.phase("one"):
-        assert {device for device, _ in places(one)} == {"cuda"}
-        assert {device for device, _ in places(two)} == {"cpu"}
-        answer = one(torch.ones(1, 8, device="cuda")).cpu()
-    with card.phase("two"):
-        assert {device for device, _ in places(two)} == {"cuda"}
-        assert places(one) == home
-    torch.testing.assert_close(answer, one(torch.ones(1, 8)))
+@pytest.mark.parametrize("kept", [0, 3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_card_streamed_is_resident_bit_for_bit(dtype: torch.dtype, kept: int) -> None:
+    engine = load_engine(torch_dtype=dtype, device="cuda", micro_batch=2)
+    expected = engine.generate(ROWS)
+    engine = load_engine(torch_dtype=dtype, device="cuda", micro_batch=2)
+    names = sorted(engine.residency.sizes()["dit"])
+    stage = Stage(resident={"dit": frozenset(names[:kept]), "vae": frozenset()}, slots=2)
+    engine.planning.denoise = lambda _: stage  # type: ignore[method-assign]
+    for one, other in zip(engine.generate(ROWS), expected, strict=True):
+        assert torch.equal(one.latents, other.latents)
+        assert torch.equal(one.pixels, other.pixels)
 
 
 @pytest.mark.gpu
 @needs_a_card
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pictures_are_the_same_resident_and_by_turns(dtype: torch.dtype) -> None:
-    from flux_engine import load_engine
+def test_on_a_card_the_loop_asks_for_no_memory_and_waits_for_nobody() -> None:
+    engine = load_engine(torch_dtype=torch.bfloat16, device="cuda", micro_batch=2)
+    stage = Stage(resident={"dit": frozenset(), "vae": frozenset()}, slots=2)
+    engine.planning.denoise = lambda _: stage  # type: ignore[method-assign]
+    allocations: list[int] = []
 
-    engine = load_engine("flux-shapes", torch_dtype=dtype, device="cuda", micro_batch=2)
-    rows = [asked(f"row {i}", i, cfg_scale=2.0 if i % 2 else 1.0) for i in range(3)]
-    resident = engine.generate(rows)
-    engine.residency.all_fit = False
-    by_turns = engine.generate(rows)
-    for one, two in zip(resident, by_turns, strict=True):
-        assert torch.equal(one.latents, two.latents)
-        assert torch.equal(one.pixels, two.pixels)
+    def steps(numbers: object) -> object:
+        for n in numbers:  # type: ignore[attr-defined]
+            torch.cuda.set_sync_debug_mode("error")
+            yield n
+            torch.cuda.set_sync_debug_mode("default")
+            allocations.append(torch.cuda.memory_stats()["num_device_alloc"])
+
+    engine.generate([asked(num_inference_steps=6)], steps)  # type: ignore[arg-type]
+    assert len(set(allocations[1:])) == 1

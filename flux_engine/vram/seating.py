@@ -1,0 +1,118 @@
+"""Which of the transformer's blocks stay on the card, how many slots the others pass through.
+
+A step takes as long as its computing, or as the copies of the blocks that are not there. What
+memory a batch leaves keeps blocks: the heaviest first, spread evenly, because a light block hides
+the copy of its neighbour.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flux_engine.vram.estimates import (
+    Machine,
+    Sizes,
+    Weights,
+    Work,
+    compute_seconds,
+    of_kind,
+    working_bytes,
+)
+
+BATCHES = (1, 2, 4, 8, 16)
+SLOTS = (2, 3, 4)
+WORTH = 0.98  # a larger batch or ring has to save more than the rest of it
+
+
+def step_seconds(
+    copies: Sequence[int], compute: Sequence[float], slots: int, link: float, steps: int = 4
+) -> float:
+    """Of a step in the steady state; a block whose copy is 0 bytes is on the card already."""
+    copied = computed = 0.0
+    free = [0.0] * max(slots, 1)
+    ends, turn = [0.0], 0
+    for _ in range(steps):
+        for nbytes, seconds in zip(copies, compute, strict=True):
+            if nbytes:
+                slot = turn % slots
+                copied = max(copied, free[slot]) + nbytes / link
+                computed = max(computed, copied) + seconds
+                free[slot] = computed
+                turn += 1
+            else:
+                computed += seconds
+        ends.append(computed)
+    return (ends[-1] - ends[1]) / (steps - 1)
+
+
+def kept(units: Mapping[str, int], room: int) -> frozenset[str]:
+    """Units that stay in `room` bytes: the heaviest kind first, spread evenly over their run."""
+    out: set[str] = set()
+    for size in sorted(set(units.values()), reverse=True):
+        names = [name for name, nbytes in units.items() if nbytes == size]
+        count = min(len(names), max(0, room) // size if size else len(names))
+        out |= {names[i * len(names) // count] for i in range(count)}
+        room -= count * size
+    return frozenset(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seating:
+    """One way to hold the transformer: what stays, how many slots, what a step takes."""
+
+    batch: int
+    stays: frozenset[str]
+    slots: int
+    slot: int
+    seconds: float
+    copied: int
+    working: int
+    weights: int  # bytes of what stays
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights + self.slots * self.slot + self.working
+
+
+def seatings(
+    machine: Machine, weights: Weights, work: Work, sizes: Sizes, batches: Iterable[int]
+) -> list[Seating]:
+    """Every way that fits."""
+    blocks, tables = (of_kind(weights, "dit", kind) for kind in ("block", "table"))
+    rest = sum(of_kind(weights, "dit", "rest").values())
+    row = compute_seconds(machine, work, sizes, blocks)
+    out = []
+    for batch in batches:
+        each = [batch * row / len(blocks)] * len(blocks)
+        working = working_bytes(work, sizes, batch)
+        for slots in (0, *SLOTS):
+            room = machine.memory - rest - working
+            largest = max((*blocks.values(), *tables.values())) if slots else 0
+            room -= slots * largest
+            stays = kept(blocks, room)
+            spare = room - sum(blocks[name] for name in stays)
+            # the table's makers are called once a micro-batch: they stay if everything does
+            stays |= frozenset(tables) if spare >= sum(tables.values()) else frozenset()
+            streamed = (set(blocks) | set(tables)) - stays
+            if room < 0 or (streamed and not slots) or (slots and not streamed):
+                continue
+            copies = [0 if name in stays else nbytes for name, nbytes in blocks.items()]
+            out.append(
+                Seating(
+                    batch=batch,
+                    stays=stays,
+                    slots=slots,
+                    slot=largest,
+                    seconds=step_seconds(copies, each, slots, machine.link),
+                    copied=sum(copies),
+                    working=working,
+                    weights=rest + sum((blocks | tables)[name] for name in stays),
+                )
+            )
+    return out
+
+
+def best(found: Sequence[Seating]) -> Seating:
+    """The least time a picture; of nearly equal ones the smallest batch, then the smallest ring."""
+    fastest = min(one.seconds / one.batch for one in found)
+    good = [one for one in found if one.seconds / one.batch * WORTH <= fastest]
+    return min(good, key=lambda one: (one.batch, one.slots))

@@ -1,0 +1,74 @@
+import pytest
+
+from flux_engine import SettingError
+from flux_engine.batching import Batching, Bucket
+from flux_engine.planning import Planning
+from flux_engine.sampling.tiling import Tiling
+from flux_engine.vram.estimates import GIB
+from tests.flux_engine.asking import asked
+from tests.flux_engine.vram.published import card, flux_dev
+
+
+def bucket(side: int = 1024, **other: object) -> Bucket:
+    changed = {"height": side, "width": side, "t5_sequence_length": 512, **other}
+    return Bucket.of(asked(num_inference_steps=28, **changed), 3.0)
+
+
+def planning(gib: float, batching: Batching | None = None) -> Planning:
+    weights, sizes = flux_dev()
+    return Planning(
+        batching or Batching(), cell=16, machine=card("H200", gib), weights=weights, sizes=sizes
+    )
+
+
+def test_without_a_card_batches_follow_a_rule_and_nothing_is_placed() -> None:
+    plain = Planning(Batching(), cell=16)
+    assert plain.micro_batch(bucket()) == 4
+    assert plain.decode_batch(512, 512, None) == 4
+    assert plain.together(bucket())
+    for stage in (plain.text(512), plain.denoise(bucket()), plain.decode(64, 64, None)):
+        assert (dict(stage.resident), stage.slots) == ({}, 0)
+    with pytest.raises(SettingError, match="no card"):
+        plain.plan(bucket())
+
+
+def test_what_is_kept_is_taken_and_the_stages_are_planned_for_it() -> None:
+    asked_for: dict[str, int] = {}
+
+    def keep(name: str, value: int) -> int:
+        asked_for[name] = value
+        return 2 if name.startswith("micro") else 3
+
+    plans = planning(12)
+    plans.keep = keep
+    assert plans.micro_batch(bucket(cfg_scale=2.0)) == 2
+    assert plans.decode_batch(512, 512, None) == 3
+    assert plans.decode_batch(2048, 2048, Tiling(64, 32)) == 3
+    assert plans.denoise(bucket()).working < planning(12).denoise(bucket()).working
+    assert list(asked_for)[:3] == [
+        "micro_batch 1024x1024 text 512 guided",
+        "decode_batch 512x512",
+        "decode_batch 2048x2048 tiles 64",
+    ]
+
+
+def test_a_batch_that_another_card_chose_and_this_one_cannot_hold_is_refused() -> None:
+    plans = planning(4.5)
+    plans.keep = lambda *_: 16
+    with pytest.raises(SettingError, match="micro-batches of 16"):
+        plans.micro_batch(bucket())
+
+
+def test_a_batch_in_the_recipe_is_not_asked_for() -> None:
+    plans = planning(12, Batching(micro=3, decode=2))
+    plans.keep = lambda *_: 9
+    assert plans.micro_batch(bucket()) == 3
+    assert plans.decode_batch(1024, 1024, None) == 2
+
+
+def test_tiles_make_a_large_picture_fit() -> None:
+    plans = planning(8)
+    with pytest.raises(SettingError, match="2048×2048"):
+        plans.decode(2048, 2048, None)
+    assert plans.decode(2048, 2048, Tiling(128, 64)).working < 4 * GIB
+    assert not plans.together(bucket(2048))

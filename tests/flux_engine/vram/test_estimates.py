@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from flux_engine.models.dit import FluxSpec, FluxTransformer
+from flux_engine.models.vae import AutoEncoder, VaeSpec
+from flux_engine.vram.estimates import (
+    HIDDEN_VECTORS,
+    PIXEL_VECTORS,
+    RESERVE,
+    compute_seconds,
+    decode_bytes,
+    decode_seconds,
+    flops,
+    of_kind,
+    text_bytes,
+    total,
+    working_bytes,
+)
+from tests.flux_engine.vram.live import Live
+from tests.flux_engine.vram.published import card, flux_dev, square
+
+
+def test_a_forward_pass_is_the_work_that_is_known_of_it() -> None:
+    weights, sizes = flux_dev()
+    products, attention = flops(square(1024), sizes, of_kind(weights, "dit", "block"))
+    assert products == pytest.approx(59.4e12, rel=0.01)  # 59.5 with the embedders
+    assert attention == pytest.approx(14.87e12, rel=0.01)
+    guided = flops(square(1024, sides=2), sizes, of_kind(weights, "dit", "block"))
+    assert guided == (2 * products, 2 * attention)
+
+
+def test_a_step_on_an_h200_takes_what_its_rates_say() -> None:
+    weights, sizes = flux_dev()
+    step = compute_seconds(card(), square(1024), sizes, of_kind(weights, "dit", "block"))
+    assert step == pytest.approx(0.100, rel=0.01)
+    assert decode_seconds(card(), square(1024)) == pytest.approx(0.038, rel=0.01)
+
+
+def test_weights_are_counted_by_model() -> None:
+    weights, _ = flux_dev()
+    assert total(weights, "dit") == 2 * 11_901_408_320
+    assert total(weights, "t5", "clip") == pytest.approx(2 * (4_762_310_656 + 123_060_480), abs=1e4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_forward_pass_lives_in_what_is_estimated_for_it(dtype: torch.dtype) -> None:
+    width, text, image, rows = 256, 64, 512, 2
+    spec = FluxSpec(width, 2, (16, 56, 56), 4 * width, 2, 2, text_width=64, pooled_width=32)
+    dit = FluxTransformer(spec).to(dtype)
+    x, told = torch.randn(rows, image, 64).to(dtype), torch.randn(rows, text, 64).to(dtype)
+    table = torch.randn(rows, 2 * 12 + 2 * 3 + 2, width).to(dtype)
+    with torch.inference_mode(), Live() as live:
+        dit(x, told, table, torch.randn(2, text + image, 64))
+    vector = rows * (text + image) * width * dtype.itemsize
+    assert 0.8 * HIDDEN_VECTORS < live.peak / vector < HIDDEN_VECTORS
+
+
+def test_decoding_lives_in_what_is_estimated_for_it() -> None:
+    spec, side = VaeSpec(widths=(32, 64, 128, 128)), 128
+    vae = AutoEncoder(spec).bfloat16()
+    with torch.inference_mode():
+        for work in (vae.decode, vae.encode):
+            shape = (1, 3, side, side) if work == vae.encode else (1, 16, side // 8, side // 8)
+            with Live() as live:
+                work(torch.randn(shape).bfloat16())
+            assert live.peak / (side**2 * 32 * 2) < PIXEL_VECTORS
+
+
+def test_more_rows_ask_for_more() -> None:
+    _, sizes = flux_dev()
+    one, two = (working_bytes(square(1024), sizes, batch) - RESERVE for batch in (1, 2))
+    assert two == 2 * one == working_bytes(square(1024, sides=2), sizes, 1) - RESERVE
+    assert 0.5e9 < one < 0.6e9
+    assert text_bytes(512, sizes, 8) - RESERVE == 8 * (text_bytes(512, sizes, 1) - RESERVE)
+    assert decode_bytes(square(1024), sizes, 1) - RESERVE == pytest.approx(2.4e9, rel=0.02)
