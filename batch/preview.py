@@ -20,6 +20,7 @@ class Preview:
     rows: int
     pictures: int
     buckets: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, Sampling] = field(default_factory=dict)
     faulty: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -31,7 +32,9 @@ class Preview:
         else:
             own = {k: v for k in Sampling.model_fields if (v := getattr(row.parsed, k)) is not None}
             try:
-                self.buckets[bucket(Sampling.parse(job.sampling.model_dump() | own))] += 1
+                kind = Sampling.parse(job.sampling.model_dump() | own)
+                self.buckets[bucket(kind)] += 1
+                self.kinds.setdefault(bucket(kind), kind)
             except SchemaError as error:
                 self._fault(shard, row, str(error))
 

@@ -186,7 +186,7 @@ def engine_of(config: "EngineConfig") -> tuple[FluxEngine, dict[str, Any]]:
         case str():
             model = config.model
         case entries:
-            model = [ModelSource(**entry.model_dump()) for entry in entries]
+            model = [ModelSource(**entry.source()) for entry in entries]
     engine = load_engine(
         model,
         torch_dtype=getattr(torch, config.torch_dtype),

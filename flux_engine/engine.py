@@ -15,7 +15,7 @@ from torch import Tensor
 from flux_engine.adapters.lora import Loras, Outfit
 from flux_engine.batching import Batching, Bucket, fixed_batches
 from flux_engine.encode import PictureCoder, Text, TextEncoder, TextKey, TextModels
-from flux_engine.errors import NumbersBroke, RequestError
+from flux_engine.errors import NumbersBroke, RequestError, SettingError
 from flux_engine.latents import PATCH, pack, position_ids, start_noise, unpack
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
@@ -154,6 +154,9 @@ class FluxEngine:
                 good[i] = request
             except RequestError as error:
                 yield i, error
+        for i, refusal in self._settle(good):
+            del good[i]
+            yield i, refusal
         if not good:
             return
         for n, group in enumerate(self.loras.apart(good)):
@@ -175,7 +178,6 @@ class FluxEngine:
         if not good:
             return
         buckets = self._buckets(good, outfits)
-        self._settle(good, buckets)
         watch.at("text", list(good))
         texts = self._encode_texts(good, outfits, next(iter(buckets)))
         rows = Prepared(good, outfits, texts, self._encode_pictures(good))
@@ -193,15 +195,23 @@ class FluxEngine:
         if latents:
             yield from self._decode(rows, latents, watch)
 
-    def _settle(
-        self, requests: dict[int, GenerationRequest], buckets: dict[Bucket, list[int]]
-    ) -> None:
-        """Plan all that will be asked of the card; SettingError before any of it is begun."""
-        for bucket in buckets:
-            self.planning.denoise(bucket)
-            self.planning.text(bucket.t5_sequence_length)
-        for height, width, tiling in by_picture(requests, requests):
-            self.planning.decode(height, width, tiling)
+    def _settle(self, requests: dict[int, GenerationRequest]) -> list[tuple[int, RequestError]]:
+        """Plan all that will be asked of the card before any of it is begun; who cannot fit is
+        answered with the numbers."""
+        refused: list[tuple[int, RequestError]] = []
+        for i, request in requests.items():
+            try:
+                self.room_for(request)
+            except SettingError as error:
+                refused.append((i, RequestError(str(error))))
+        return refused
+
+    def room_for(self, request: GenerationRequest) -> None:
+        """SettingError with the numbers if the card has not the memory for such a picture."""
+        tiling = Tiling(request.tile_size, request.tile_stride) if request.tiled else None
+        self.planning.denoise(self.bucket(request))
+        self.planning.text(request.t5_sequence_length)
+        self.planning.decode(request.height, request.width, tiling)
 
     def _buckets(
         self, requests: dict[int, GenerationRequest], outfits: dict[int, Outfit]

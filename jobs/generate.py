@@ -91,7 +91,11 @@ def main(
         manifest, shards = checked_plan(job)
         if dry_run:
             typer.echo(job.model_dump_json(indent=2))
-            typer.echo("\n".join(preview(job, manifest, shards).lines()))
+            seen = preview(job, manifest, shards)
+            typer.echo("\n".join(seen.lines()))
+            from batch.forecast import forecast  # with it comes torch: a run's driver has no use
+
+            typer.echo("\n".join(forecast(job, seen.kinds.values())))
             typer.echo(standing(job, manifest, shards))
             return
         code = work(job, manifest, shards, stop, retry_rejected=retry_rejected)

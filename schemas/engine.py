@@ -1,6 +1,6 @@
 """Which model, and how it is held."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,11 @@ class ModelEntry(Schema):
     model_id: str | None = None
     origin_file_pattern: str | None = None
     download_source: Literal["modelscope", "huggingface"] = "modelscope"
+
+    def source(self) -> dict[str, Any]:
+        """Where the files come from, by the names of `ModelSource`."""
+        names = ("path", "model_id", "origin_file_pattern", "download_source")
+        return {name: getattr(self, name) for name in names}
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

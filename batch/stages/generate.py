@@ -12,12 +12,14 @@ import torch
 
 from batch.encoders import Encoders
 from batch.errors import LoraError, MachineFault, PictureError
+from batch.kept import KeptShapes
 from batch.lora_files import LoraFiles
 from batch.media import Pictures, to_bytes
+from batch.output import Output
 from batch.stages.base import Listener
 from batch.web import shown
 from batch.wishes import Wish, rejected
-from flux_engine.errors import RequestError
+from flux_engine.errors import RequestError, SettingError
 from flux_engine.request import Generation, GenerationRequest, Outcome, Watch
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
@@ -93,6 +95,9 @@ class GenerateStage:
             told = summary(engine.loras.describe(use, engine.residency))
             logger.info("LoRA in use", extra={"lora": use.name, "scale": use.scale, **told})
             self.fingerprint["weights"][f"LoRA {use.name}"] = engine.loras.shelf.take(use).digest
+        engine.planning.keep = KeptShapes(Output(self.job.output, self.job.format).storage)
+        values = self.job.sampling.model_dump() | {"seed": 0, "loras": ()}
+        engine.room_for(GenerationRequest(prompt="", **values))
         self.engine = engine
 
     def __call__(
@@ -150,7 +155,7 @@ class GenerateStage:
                 finished.add(i)
                 self.served = True
                 yield asked[i], outcome
-        except MACHINE_FAULTS:
+        except (*MACHINE_FAULTS, SettingError):
             raise
         except Exception as error:  # noqa: BLE001  a row's fault until it is shown to be everyone's
             alone = [one for i, one in enumerate(asked) if i not in finished]

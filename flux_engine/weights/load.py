@@ -51,14 +51,7 @@ def load_models(
     All groups are checked before the first tensor is read. `axes` are the head channels of the
     rotary positions, for transformers whose heads do not split as FLUX.1's do.
     """
-    plans: dict[Role, tuple[Sequence[Path], Blueprint]] = {}
-    for files in groups:
-        plan = _plan(read_shapes(files), place(files), axes=axes, config=_config_beside(files))
-        if plan.role in plans:
-            both = f"{place(plans[plan.role][0])} and {place(files)}"
-            raise CheckpointError(both, reason=f"both are {ROLES[plan.role]}")
-        plans[plan.role] = (files, plan)
-    _fit({role: plan.model for role, (_, plan) in plans.items()})
+    plans = _plans(groups, axes)
     models = {
         role: _fill(plan, read_tensors(files, dtype, device), place(files), dtype)
         for role, (files, plan) in plans.items()
@@ -70,6 +63,27 @@ def load_models(
         t5=models.get("t5"),
         fingerprint=fingerprint(file for files in groups for file in files),
     )
+
+
+def on_paper(
+    groups: Sequence[Sequence[Path]], *, axes: Sequence[int] | None = None
+) -> dict[Role, nn.Module]:
+    """The models that these files hold, on the meta device; no tensor is read."""
+    return {role: plan.model for role, (_, plan) in _plans(groups, axes).items()}
+
+
+def _plans(
+    groups: Sequence[Sequence[Path]], axes: Sequence[int] | None
+) -> dict[Role, tuple[Sequence[Path], Blueprint]]:
+    plans: dict[Role, tuple[Sequence[Path], Blueprint]] = {}
+    for files in groups:
+        plan = _plan(read_shapes(files), place(files), axes=axes, config=_config_beside(files))
+        if plan.role in plans:
+            both = f"{place(plans[plan.role][0])} and {place(files)}"
+            raise CheckpointError(both, reason=f"both are {ROLES[plan.role]}")
+        plans[plan.role] = (files, plan)
+    _fit({role: plan.model for role, (_, plan) in plans.items()})
+    return plans
 
 
 def assemble(

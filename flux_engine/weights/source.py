@@ -8,7 +8,7 @@ from pathlib import Path
 from flux_engine.errors import SettingError, SourceError
 from flux_engine.weights.folder import PICKLES, chosen
 from flux_engine.weights.hub import HUBS, HubName
-from flux_engine.weights.store import default_store, listed, stored
+from flux_engine.weights.store import complete, default_store, listed, stored
 
 MODEL_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -57,6 +57,16 @@ def fetch(source: ModelSource, store: Path | None = None) -> tuple[Path, ...]:
         source.download_source,
         (store or default_store()).expanduser(),
     )
+
+
+def at_hand(source: ModelSource, store: Path | None = None) -> tuple[Path, ...]:
+    """The source's files as far as they are on this machine whole; nothing is fetched."""
+    if source.path:
+        return _local(source.path)
+    assert source.model_id
+    assert source.origin_file_pattern
+    folder = (store or default_store()).expanduser() / source.model_id
+    return complete(folder, source.origin_file_pattern)
 
 
 def _local(path: str) -> tuple[Path, ...]:

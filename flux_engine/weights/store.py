@@ -47,13 +47,13 @@ def default_store() -> Path:
 def stored(model_id: str, pattern: str, hub: HubName, store: Path) -> tuple[Path, ...]:
     """The repository's files that match, brought here first if they are not all here."""
     folder = store / model_id
-    found = _complete(folder, pattern)
+    found = complete(folder, pattern)
     if found:
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock").acquire(poll_interval=POLL):
-            return _complete(folder, pattern) or _brought(model_id, pattern, hub, folder)
+            return complete(folder, pattern) or _brought(model_id, pattern, hub, folder)
     except (OSError, NotImplementedError) as error:  # the latter: a disk that has no file locks
         raise SourceError(
             f"{folder}: cannot be written or locked ({error}); "
@@ -98,7 +98,8 @@ def _brought(model_id: str, pattern: str, hub: HubName, folder: Path) -> tuple[P
     return _paths(folder, record)
 
 
-def _complete(folder: Path, pattern: str) -> tuple[Path, ...]:
+def complete(folder: Path, pattern: str) -> tuple[Path, ...]:
+    """What a pattern matched, if all of it has arrived; else nothing."""
     record = _read(folder, pattern)
     if record is None or not record.complete or _absent(folder, record):
         return ()

@@ -1,18 +1,21 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from flux_engine import FluxEngine, Generation, NumbersBroke, RequestError
+from flux_engine import FluxEngine, Generation, NumbersBroke, RequestError, load_engine
 from flux_engine.encode import PictureCoder
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.request import Outcome, Watch
 from flux_engine.sampling.schedule import flux_shift
+from flux_engine.vram.estimates import RESERVE
 from tests.conftest import ShapesEngine
 from tests.flux_engine.asking import asked, picture
+from tests.flux_engine.held import ROOMY, held
 
 BROKEN = asked("broken", embedded_guidance=1e36)  # a thousand times that is infinite
 
@@ -311,3 +314,16 @@ def test_whoever_leaves_between_micro_batches_has_what_was_begun(engine: FluxEng
     for i, outcome in made.items():
         assert isinstance(outcome, Generation)
         assert torch.equal(outcome.pixels, whole[i].pixels)
+
+
+def test_a_row_that_the_card_has_no_memory_for_is_an_answer_with_the_numbers() -> None:
+    engine = load_engine(device="cpu", torch_dtype=torch.float32)
+    held(engine, machine=replace(ROOMY, memory=RESERVE + 2**28))
+    outcomes = dict(engine.each([asked(seed=1), asked(height=2048, width=2048), asked(seed=2)]))
+    assert isinstance(outcomes[1], RequestError)
+    assert "2048×2048" in str(outcomes[1])
+    assert "GiB may be used on a toy card" in str(outcomes[1])
+    assert isinstance(outcomes[0], Generation)
+    assert isinstance(outcomes[2], Generation)
+    tiled = asked(height=256, width=256, tiled=True, tile_size=16, tile_stride=8)
+    assert isinstance(engine.generate([tiled])[0], Generation)
