@@ -26,7 +26,7 @@ def forecast(job: GenerateJob, kinds: Iterable[Sampling]) -> list[str]:
 
 
 def bucket_of(kind: Sampling) -> Bucket:
-    values = kind.model_dump() | {"seed": kind.seed or 0}
+    values = kind.model_dump() | {"seed": kind.seed or 0, "loras": ()}
     request = GenerationRequest(prompt="", **values)
     tokens = (request.height // 16) * (request.width // 16)
     return Bucket.of(request, shift_of(request.schedule, tokens, request.sigma_shift, True))

@@ -27,7 +27,8 @@ from flux_engine.sampling.tiling import Tiling
 from flux_engine.tables import Tables
 from flux_engine.vram.card import Card
 from flux_engine.vram.estimates import Machine
-from flux_engine.vram.residency import Images, Residency
+from flux_engine.vram.residency import Residency
+from flux_engine.vram.weights import Images
 from flux_engine.weights.lora.models import Models
 from flux_engine.weights.lora.shelf import SHELF_BYTES
 

@@ -11,23 +11,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from flux_engine.errors import SettingError
 from flux_engine.vram.card import Card
 from flux_engine.vram.planner import Stage
 from flux_engine.vram.ring import Ring
 from flux_engine.vram.seats import Seat
-from flux_engine.vram.store import Image, in_memory
-from flux_engine.vram.units import Kind, Unit, named_tensors, units_of
-
-Images = Mapping[str, Mapping[str, Image]]
+from flux_engine.vram.units import Kind
+from flux_engine.vram.weights import Images, Weights
 
 
-class Residency:
-    """Models by name, their weights' home, and what of them is on the card now.
+class Residency(Weights):
+    """Who is on the card, of models by name. Without a card models compute where they are.
 
-    Without a card models compute where they are. `limit` is in bytes.
+    `limit` is in bytes.
     """
 
     def __init__(
@@ -38,34 +35,14 @@ class Residency:
         images: Images | None = None,
         limit: float = math.inf,
     ) -> None:
-        self.models = dict(models)
-        self.card, self.limit = card, limit
-        self._seats: dict[str, list[Seat]] = {}
-        self._instead: dict[str, dict[str, Tensor]] = {name: {} for name in self.models}
-        self._plain: dict[str, dict[str, Tensor]] = {}
-        for name, model in self.models.items():
-            if card is None:
-                self._plain[name] = {key: t.data for key, t in named_tensors(model).items()}
-            else:
-                units = units_of(model)
-                self._seats[name] = self._seated(name, units, (images or {}).get(name), card)
+        super().__init__(models, card, images)
+        self.limit = limit
         self.ring = Ring(card) if card else None
-
-    def _seated(
-        self, name: str, units: list[Unit], images: Mapping[str, Image] | None, card: Card
-    ) -> list[Seat]:
-        images = images or in_memory(units)
-        seats = []
-        for unit in units:
-            image = images[unit.name]
-            pinned = Image(image.unit, image.layout, card.pin(image.flat))
-            seat = Seat(name, unit, pinned)
-            seats.append(seat)
-            for module in unit.modules:
+        for seat in (seat for seats in self._seats.values() for seat in seats):
+            for module in seat.unit.modules:
                 module.register_forward_pre_hook(self._before(seat))
-                if unit.kind == "block":
+                if seat.unit.kind == "block":
                     module.register_forward_hook(self._after(seat))
-        return seats
 
     def _before(self, seat: Seat) -> Any:
         def before(*_: Any) -> None:
@@ -193,50 +170,13 @@ class Residency:
         seats = self._seats.get(model, [])
         return any(seat.unit.kind == kind and seat.here is None for seat in seats)
 
-    def override(self, model: str, tensors: Mapping[str, Tensor]) -> None:
-        """Host tensors, by parameter name, that take the stored ones' place until `restore`.
+    def quiet(self) -> None:
+        if self.ring is not None:
+            self.ring.finish()
 
-        The stored ones are not changed. SettingError for names, shapes or types that differ.
-        """
-        known = named_tensors(self.models[model])
-        faults = [
-            f"{key} ({_words(tensor)} for {_words(known[key])})" if key in known else key
-            for key, tensor in tensors.items()
-            if key not in known or _words(tensor) != _words(known[key])
-        ]
-        if faults:
-            raise SettingError(f"{model} has no such weights: {', '.join(sorted(faults))}")
-        self._instead[model].update(tensors)
-        self._renew(model, tensors)
-
-    def restore(self, model: str) -> None:
-        """The stored weights again, bit for bit."""
-        gone, self._instead[model] = self._instead[model], {}
-        self._renew(model, gone)
-
-    def stored(self, model: str, key: str) -> Tensor:
-        """A stored parameter by name, on the host, whatever is in force."""
-        if self.card is None:
-            return self._plain[model][key]
-        seat = self._seat_of(model, key)
-        return seat.stored.layout.views(seat.stored.flat)[key]
-
-    def _seat_of(self, model: str, key: str) -> Seat:
-        return next(seat for seat in self._seats[model] if key in seat.unit.tensors)
-
-    def _renew(self, model: str, keys: Mapping[str, Tensor]) -> None:
-        instead = self._instead[model]
-        if self.card is None:
-            tensors = named_tensors(self.models[model])
-            for key in keys:
-                tensors[key].data = instead.get(key, self._plain[model][key])
-            return
-        assert self.ring is not None
-        self.ring.finish()
-        for seat in {self._seat_of(model, key) for key in keys}:
-            changed = {key: instead[key] for key in seat.unit.tensors if key in instead}
-            seat.change(changed or None, self.card)
-
-
-def _words(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    def vacate(self) -> None:
+        """Send everybody home."""
+        if self.card is not None and self.ring is not None:
+            self._drop_ring()
+            for seat in self._here():
+                seat.send_home(self.card)

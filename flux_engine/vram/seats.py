@@ -2,11 +2,25 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from flux_engine.vram.card import Card, Mark
-from flux_engine.vram.store import Image
+from flux_engine.vram.store import Image, Layout
 from flux_engine.vram.units import Unit
+
+
+class Exact:
+    """Other weights for a unit, made one image when they are copied and not before."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors, self.layout = dict(tensors), Layout.of(tensors)
+
+    def flat(self) -> Tensor:
+        flat = torch.zeros(self.layout.nbytes, dtype=torch.uint8)
+        for key, view in self.layout.views(flat).items():
+            view.copy_(self.tensors[key])
+        return flat
 
 
 class Seat:
@@ -16,29 +30,32 @@ class Seat:
         self.model, self.unit, self.stored = model, unit, image
         self.name = f"{model}.{unit.name}"
         self.changed: Image | None = None
+        self.exact: Exact | None = None
         self.here: Tensor | None = None  # its own memory on the card
         self._arriving: Mark = None
         self._views: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self.hide()
 
     @property
-    def image(self) -> Image:
+    def source(self) -> Tensor:
         """The bytes in force."""
-        return self.changed or self.stored
+        if self.exact is not None:
+            return self.exact.flat()
+        return (self.changed or self.stored).flat
 
     @property
-    def source(self) -> Tensor:
-        return self.image.flat
+    def layout(self) -> Layout:
+        return self.exact.layout if self.exact is not None else self.stored.layout
 
     @property
     def nbytes(self) -> int:
-        return self.stored.nbytes
+        return self.layout.nbytes
 
     def show(self, flat: Tensor) -> None:
         """Let the model see its weights in these bytes."""
         pairs = self._views.get(flat.data_ptr())
         if pairs is None:
-            views = self.stored.layout.views(flat)
+            views = self.layout.views(flat)
             pairs = [(self.unit.tensors[key], view) for key, view in views.items()]
             self._views[flat.data_ptr()] = pairs
         for tensor, view in pairs:
@@ -46,8 +63,9 @@ class Seat:
 
     def hide(self) -> None:
         """Let the model see its weights at home."""
-        for key, view in self.image.layout.views(self.source).items():
-            self.unit.tensors[key].data = view
+        if self.exact is None:
+            for key, view in self.layout.views(self.source).items():
+                self.unit.tensors[key].data = view
 
     def forget(self) -> None:
         """Hold on to no memory that it has passed through."""
@@ -72,6 +90,14 @@ class Seat:
         self.hide()
         self.forget()
         self.here = None
+
+    def exactly(self, tensors: Mapping[str, Tensor] | None, card: Card) -> None:
+        """Pass through with these weights, which may be of other types; None: with its own."""
+        if self.here is not None:
+            self.send_home(card)
+        self.forget()
+        self.exact = None if tensors is None else Exact(tensors)
+        self.hide()
 
     def change(self, tensors: Mapping[str, Tensor] | None, card: Card) -> None:
         """Other tensors in place of the stored ones; None: the stored ones again."""

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from flux_engine.models.dit import FluxSpec, FluxTransformer
+from flux_engine.models.fp8 import narrow_layers
 from flux_engine.vram.card import HostCard
 from flux_engine.vram.planner import Stage
 from flux_engine.vram.residency import Residency
+from flux_engine.vram.units import MODULATIONS
 
 SPEC = FluxSpec(
     width=64, heads=2, axes=(4, 14, 14), inner=128, double_blocks=3, single_blocks=4,
@@ -23,6 +25,14 @@ TABLES = [f"{name}.table" for name in BLOCKS] + ["final_layer.table"]
 def small_dit(dtype: torch.dtype = torch.float32) -> FluxTransformer:
     torch.manual_seed(0)
     return FluxTransformer(SPEC).to(dtype).eval().requires_grad_(False)
+
+
+def narrow_dit(dtype: torch.dtype = torch.float32, *, products: bool = False) -> FluxTransformer:
+    """The same with its blocks' weights in eight bits."""
+    dit = small_dit(dtype)
+    for block in (*dit.double_blocks, *dit.single_blocks):
+        narrow_layers(block, but=MODULATIONS, products=products)
+    return dit
 
 
 def late(seed: int, most: float = 0.002) -> Callable[[], None]:

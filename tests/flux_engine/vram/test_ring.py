@@ -1,12 +1,24 @@
 import random
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from flux_engine.models.dit import FluxTransformer
 from flux_engine.vram.card import HostCard
 from flux_engine.vram.ring import Ring
-from tests.flux_engine.vram.streaming import BLOCKS, TABLES, late, rooms, run, small_dit, staged
+from tests.flux_engine.vram.streaming import (
+    BLOCKS,
+    TABLES,
+    late,
+    narrow_dit,
+    rooms,
+    run,
+    small_dit,
+    staged,
+)
 
 
 class Piece:
@@ -97,14 +109,22 @@ def test_a_programme_that_is_left_early_harms_no_later_one() -> None:
         assert not turns.coming
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+MAKES = {
+    "float32": small_dit,
+    "bfloat16": partial(small_dit, torch.bfloat16),
+    "eight bits": narrow_dit,
+    "eight-bit products": partial(narrow_dit, torch.bfloat16, products=True),
+}
+
+
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 @pytest.mark.parametrize("seed", range(8))
 def test_streamed_is_resident_is_any_resident_set_bit_for_bit(
-    seed: int, dtype: torch.dtype
+    seed: int, make: Callable[[], FluxTransformer]
 ) -> None:
-    expected = run(small_dit(dtype))
+    expected = run(make())
     draw = random.Random(seed)
-    room, card = rooms(dit := small_dit(dtype), seed)
+    room, card = rooms(dit := make(), seed)
     for _ in range(3):
         kept = frozenset(draw.sample(BLOCKS + TABLES, draw.randrange(len(BLOCKS + TABLES) + 1)))
         with room.phase(staged(kept, draw.randrange(1, 5))):

@@ -1,0 +1,94 @@
+"""Linear layers whose weights are kept in eight bits: e4m3 with a scale for each output row.
+
+They compute as others do, from weights that are widened on the way; or, where that is asked for,
+as eight-bit products of rows that are scaled as they come.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+E4M3 = torch.float8_e4m3fn
+LARGEST = 448.0  # of e4m3
+LEAST = 1e-12  # a row of zeros has some scale too
+
+
+def narrowed(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Bits (as int8) and scales, (rows, 1) in float32, of a matrix.
+
+    Scales are numbers that bfloat16 can hold, so that widening rounds once.
+    """
+    largest = weight.abs().amax(1, keepdim=True).float().clamp(min=LEAST) / LARGEST
+    scale = largest.bfloat16().float()
+    scale = torch.where(scale < largest, scale * (1 + 2**-7), scale).bfloat16().float()
+    return (weight.float() / scale).to(E4M3).view(torch.int8), scale
+
+
+def widened(bits: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return bits.view(E4M3).to(dtype) * scale.to(dtype)
+
+
+def product(x: Tensor, bits: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """x · weightᵀ + bias in eight bits, each row of `x` with a scale of its own."""
+    rows = x.flatten(0, -2)
+    largest = rows.abs().amax(1, keepdim=True).float().clamp(min=LEAST) / LARGEST
+    out: Tensor = torch._scaled_mm(
+        (rows.float() / largest).to(E4M3),
+        bits.view(E4M3).t(),
+        scale_a=largest,
+        scale_b=scale.t(),
+        bias=None if bias is None else bias.bfloat16(),
+        out_dtype=torch.bfloat16,  # the only one that GPUs have for scales by row
+    )
+    return out.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+class Fp8Linear(nn.Linear):
+    """Made of a plain layer, in place; `weight` holds bits.
+
+    They are typed int8 because transformers' T5 casts its values to a weight's floating type.
+    """
+
+    weight_scale: Tensor
+    computes: torch.dtype
+    products: bool
+    exact: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.exact:
+            return F.linear(x, self.weight, self.bias)
+        if self.products:
+            return product(x, self.weight, self.weight_scale, self.bias)
+        return F.linear(x, widened(self.weight, self.weight_scale, x.dtype), self.bias)
+
+
+def narrow(layer: nn.Linear, *, products: bool = False) -> Fp8Linear:
+    """The layer itself, which from now on keeps eight bits."""
+    computes = layer.weight.dtype
+    bits, scale = narrowed(layer.weight.data)
+    layer.__class__ = Fp8Linear
+    assert isinstance(layer, Fp8Linear)
+    layer.weight = nn.Parameter(bits, requires_grad=False)
+    layer.register_buffer("weight_scale", scale, persistent=False)
+    layer.computes, layer.products, layer.exact = computes, products, False
+    return layer
+
+
+def narrow_layers(
+    module: nn.Module, *, but: frozenset[str] = frozenset(), products: bool = False
+) -> None:
+    """All linear layers below a module, without children of certain names."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            narrow(child, products=products)
+        elif name not in but:
+            narrow_layers(child, but=but, products=products)
+
+
+def narrow_in(model: nn.Module) -> Iterator[tuple[str, Fp8Linear]]:
+    """A model's layers that keep eight bits, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, Fp8Linear):
+            yield name, module
