@@ -36,7 +36,11 @@ class Batching:
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """What rows must have in common to share a micro-batch; `loras` is their outfits' kind."""
+    """What rows must have in common to share a micro-batch.
+
+    `loras` is their outfits' kind. `segments` of a path that is kept: 0 for each step, −1 for no
+    path.
+    """
 
     height: int
     width: int
@@ -47,6 +51,7 @@ class Bucket:
     strength: float
     guided: bool
     loras: str = ""
+    segments: int = -1
 
     @classmethod
     def of(cls, request: GenerationRequest, sigma_shift: float, loras: str = "") -> "Bucket":
@@ -60,6 +65,7 @@ class Bucket:
             strength=1.0 if request.input_image is None else request.denoising_strength,
             guided=request.guided,
             loras=loras,
+            segments=(request.segments or 0) if request.traced else -1,
         )
 
 

@@ -126,12 +126,21 @@ class PictureCoder:
         self.vae, self.device, self.dtype = vae, device, dtype
 
     @torch.inference_mode()
-    def encode(self, pictures: Sequence[Tensor], batch: int, tiling: Tiling | None) -> list[Tensor]:
-        """Latents (Z, H/8, W/8), float32 on the host, of pictures (3, H, W) in −1…1."""
+    def encode(
+        self,
+        pictures: Sequence[Tensor],
+        batch: int,
+        tiling: Tiling | None,
+        *,
+        moments: bool = False,
+    ) -> list[Tensor]:
+        """Latents (Z, H/8, W/8), float32 on the host, of pictures (3, H, W) in −1…1; or mean and
+        log-variance, (2 Z, H/8, W/8)."""
         out: list[Tensor] = []
+        function = self.vae.scaled_moments if moments else self.vae.encode
         for real, filled in fixed_batches(pictures, batch):
             x = torch.stack(filled).to(self.device, self.dtype)
-            z = self._through(self.vae.encode, x, tiling, decoding=False)
+            z = self._through(function, x, tiling, decoding=False)
             out += z[: len(real)].float().cpu().unbind(0)
         return out
 

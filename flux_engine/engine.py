@@ -20,10 +20,11 @@ from flux_engine.latents import PATCH, pack, position_ids, start_noise, unpack
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
 from flux_engine.planning import Planning, sizes_of
-from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
+from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Trace, Watch
 from flux_engine.sampling.denoise import Conditions, Progress, denoise, plain
 from flux_engine.sampling.schedule import shift_of, sigmas
 from flux_engine.sampling.tiling import Tiling
+from flux_engine.sampling.trace import Recorder, bounds, nothing
 from flux_engine.tables import Tables
 from flux_engine.vram.card import Card
 from flux_engine.vram.estimates import Machine
@@ -34,7 +35,17 @@ from flux_engine.weights.lora.shelf import SHELF_BYTES
 
 logger = logging.getLogger(__name__)
 
-Latents = dict[int, tuple[Tensor, int]]  # by number: (Z, H/8, W/8), and the micro-batch it was in
+
+@dataclass(frozen=True)
+class Denoised:
+    """One row's latents (Z, H/8, W/8) on the host, the micro-batch it was in, and its path."""
+
+    latents: Tensor
+    micro_batch: int
+    trace: Trace | None = None
+
+
+Latents = dict[int, Denoised]  # by number
 
 
 @dataclass(frozen=True)
@@ -178,19 +189,21 @@ class FluxEngine:
         good = {i: requests[i] for i in outfits}
         if not good:
             return
-        buckets = self._buckets(good, outfits)
+        buckets = self.buckets(good, outfits)
         watch.at("text", list(good))
-        texts = self._encode_texts(good, outfits, next(iter(buckets)))
+        texts = self.encode_texts(good, outfits, next(iter(buckets)))
         rows = Prepared(good, outfits, texts, self._encode_pictures(good))
         latents: Latents = {}
         for bucket, members in buckets.items():
             together = self.planning.together(bucket)
             with self.residency.phase(self.planning.denoise(bucket)):
-                for i, z, batch in self._denoise(bucket, members, rows, progress, watch):
-                    if torch.isfinite(z).all():
-                        latents[i] = (z, batch)
-                    else:
+                for i, made in self._denoise(bucket, members, rows, progress, watch):
+                    if not torch.isfinite(made.latents).all():
                         yield i, NumbersBroke("the latents came out as NaN or infinity")
+                    elif rows.requests[i].decode:
+                        latents[i] = made
+                    else:
+                        yield i, self._outcome(rows, i, None, made)
                     if together:
                         yield from self._decode(rows, latents, watch, only_full=True)
         if latents:
@@ -214,7 +227,7 @@ class FluxEngine:
         self.planning.text(request.t5_sequence_length)
         self.planning.decode(request.height, request.width, tiling)
 
-    def _buckets(
+    def buckets(
         self, requests: dict[int, GenerationRequest], outfits: dict[int, Outfit]
     ) -> dict[Bucket, list[int]]:
         """Rows that may share micro-batches; within them, those that wear the same together."""
@@ -226,7 +239,31 @@ class FluxEngine:
             bucket: sorted(members, key=lambda i: outfits[i].key) for bucket, members in out.items()
         }
 
-    def _encode_texts(
+    def encode(
+        self,
+        pictures: Sequence[Tensor],
+        tiling: Tiling | None = None,
+        *,
+        moments: bool = False,
+        watch: Watch = ONLOOKER,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Latents of pictures (3, H, W) in −1…1, as `PictureCoder.encode` answers, by number."""
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for i, picture in enumerate(pictures):
+            sizes.setdefault((picture.shape[1], picture.shape[2]), []).append(i)
+        for (height, width), members in sizes.items():
+            size = self.planning.decode_batch(height, width, tiling)
+            with self.residency.phase(self.planning.decode(height, width, tiling)):
+                for first in range(0, len(members), size):
+                    if watch.leaving():
+                        return
+                    batch = members[first : first + size]
+                    watch.at("encode", batch)
+                    given = [pictures[i] for i in batch]
+                    made = self.pictures.encode(given, size, tiling, moments=moments)
+                    yield from zip(batch, made, strict=True)
+
+    def encode_texts(
         self,
         requests: dict[int, GenerationRequest],
         outfits: dict[int, Outfit],
@@ -262,8 +299,7 @@ class FluxEngine:
 
     def _denoise(
         self, bucket: Bucket, members: list[int], rows: Prepared, progress: Progress, watch: Watch
-    ) -> Iterator[tuple[int, Tensor, int]]:
-        """Triples (index, latents (Z, H/8, W/8), the micro-batch it was made in)."""
+    ) -> Iterator[tuple[int, Denoised]]:
         factor = self.vae.spec.factor
         height, width = bucket.height // factor, bucket.width // factor
         ids = position_ids(bucket.t5_sequence_length, height, width)
@@ -276,15 +312,14 @@ class FluxEngine:
             # LoRAs stand beside the table's makers for one micro-batch at a time
             tables.ahead = [] if bucket.loras else [batch for _, batch in more]
             watch.at("denoise", real)
-            z_BZHW = self._micro_batch(bucket, filled, rows, rotation, progress, tables)
-            if z_BZHW is None:
+            made = self._micro_batch(bucket, filled, rows, rotation, progress, tables)
+            if made is None:
                 size //= 2
                 tables.forget()
                 torch.cuda.empty_cache()
                 logger.warning("micro-batch halved for lack of memory", extra={"micro_batch": size})
                 continue
-            for i, z in zip(real, z_BZHW, strict=False):
-                yield i, z, size
+            yield from zip(real, made, strict=False)
             waiting = waiting[len(real) :]
 
     def _micro_batch(
@@ -295,8 +330,8 @@ class FluxEngine:
         rotation: Tensor,
         progress: Progress,
         tables: Tables,
-    ) -> Tensor | None:
-        """Latents (B, Z, H/8, W/8), on the host; None if several rows are too many for the card."""
+    ) -> list[Denoised] | None:
+        """One for each member; None if several rows are too many for the card."""
         factor = self.vae.spec.factor
         height, width = bucket.height // factor, bucket.width // factor
         shape = (self.vae.spec.latent_channels, height, width)
@@ -306,10 +341,13 @@ class FluxEngine:
             noise = start_noise(rows.requests[i].seed, shape, rows.requests[i].rand_device)
             clean = rows.pictures.get(i)
             starts.append(noise if clean is None else (1 - levels[0]) * clean + levels[0] * noise)
+        steps = levels.tolist()
+        ends = bounds(len(steps) - 1, bucket.segments or None)
+        recorder = Recorder(steps, ends)
         try:
-            told = self._conditions(members, rows)
+            told = self.conditions(members, rows)
             table = tables.next(
-                levels[:-1].to(self.device), told, lambda batch: self._conditions(batch, rows)
+                levels[:-1].to(self.device), told, lambda batch: self.conditions(batch, rows)
             )
             with self.residency.loop("dit", bucket.steps):
                 x = denoise(
@@ -320,14 +358,23 @@ class FluxEngine:
                     table_NGMD=table,
                     rotation_2LR=rotation,
                     progress=progress,
+                    record=recorder if bucket.segments >= 0 else nothing,
                 )
         except torch.OutOfMemoryError:
             if len(members) == 1:
                 raise
             return None
-        return unpack(x, height, width).cpu()
+        traces: list[Trace] | list[None] = [None] * len(members)
+        if bucket.segments >= 0:
+            meet = tuple(steps[end] for end in ends)
+            traces = [
+                Trace(velocities=unpack(one, height, width).cpu(), sigmas=meet)
+                for one in recorder.velocities()
+            ]
+        latents = unpack(x, height, width).cpu()
+        return [Denoised(z, len(members), t) for z, t in zip(latents, traces, strict=True)]
 
-    def _conditions(self, members: Sequence[int], rows: Prepared) -> Conditions:
+    def conditions(self, members: Sequence[int], rows: Prepared) -> Conditions:
         """Prompts first, then, in a guided bucket, the negative prompts."""
         requests = [rows.requests[i] for i in members]
         sides = zip(*(rows.texts_of(i) for i in members), strict=True)
@@ -357,20 +404,21 @@ class FluxEngine:
                 taken = [latents.pop(i) for i in batch]
                 stage = None if only_full else self.planning.decode(height, width, tiling)
                 with self.residency.phase(stage):
-                    pictures = self.pictures.decode([z for z, _ in taken], size, tiling)
-                for i, pixels, (z, made_in) in zip(batch, pictures, taken, strict=True):
-                    yield i, self._outcome(rows, i, pixels, z, made_in)
+                    pictures = self.pictures.decode([one.latents for one in taken], size, tiling)
+                for i, pixels, one in zip(batch, pictures, taken, strict=True):
+                    yield i, self._outcome(rows, i, pixels, one)
 
-    def _outcome(self, rows: Prepared, i: int, pixels: Tensor, z: Tensor, batch: int) -> Outcome:
-        if not torch.isfinite(pixels).all():
+    def _outcome(self, rows: Prepared, i: int, pixels: Tensor | None, made: Denoised) -> Outcome:
+        if pixels is not None and not torch.isfinite(pixels).all():
             return NumbersBroke("the pixels came out as NaN or infinity")
         request = rows.requests[i]
         return Generation(
             pixels=pixels,
-            latents=z,
+            latents=made.latents,
             sigma_shift=self.bucket(request).sigma_shift,
-            micro_batch=batch,
+            micro_batch=made.micro_batch,
             tokens_dropped=rows.texts_of(i)[0].dropped,
+            trace=made.trace,
             loras=tuple(self.loras.shelf.take(use).digest for use in request.loras),
         )
 

@@ -224,4 +224,4 @@ class FluxImagePipeline:
             loras=tuple(self.loras),
         )
         made = self.engine.generate([request], *([progress_bar_cmd] if progress_bar_cmd else []))
-        return to_image(made[0].pixels)
+        return to_image(made[0].picture)

@@ -48,7 +48,8 @@ class GenerationRequest:
     Sizes are pixels and multiples of 16; `denoising_strength` (0…1] counts only with an
     `input_image`, which is (3, height, width) in −1…1. `cfg_scale` other than 1 means
     classifier-free guidance with `negative_prompt`. `sigma_shift` bends the noise schedule;
-    None takes the model's own.
+    None takes the model's own. `decode` False leaves it at latents; `traced` keeps the path that
+    led there, as velocities of so many `segments` (None: of each step).
     """
 
     prompt: str
@@ -69,6 +70,9 @@ class GenerationRequest:
     tile_size: int = 128
     tile_stride: int = 64
     loras: tuple[LoraUse, ...] = ()
+    decode: bool = True
+    traced: bool = False
+    segments: int | None = None
 
     @property
     def guided(self) -> bool:
@@ -88,6 +92,8 @@ class GenerationRequest:
             yield f"tile_stride is {self.tile_stride}; allowed are 1 to tile_size {self.tile_size}"
         if not -(2**63) <= self.seed < 2**64:
             yield f"seed is {self.seed}; allowed are 64 bits"
+        if self.segments is not None and self.segments < 1:
+            yield f"segments is {self.segments}; allowed are 1 and more"
         for lora in self.loras:
             yield from lora.faults()
         if self.schedule not in get_args(Schedule):
@@ -95,19 +101,37 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A path from noise to latents: (K, Z, H/8, W/8) velocities in float32 on the host, and the
+    K + 1 noise levels at which its segments meet."""
+
+    velocities: Tensor
+    sigmas: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One picture: pixels (3, height, width) around −1…1 in float32, and what it was made with.
+
+    Without a decoder's turn pixels are None.
 
     `micro_batch` is the number of rows it was denoised among, `tokens_dropped` how many T5 tokens
     of the prompt did not fit into `t5_sequence_length`, `loras` the SHA-256 of each LoRA's file.
     """
 
-    pixels: Tensor
+    pixels: Tensor | None
     latents: Tensor
     sigma_shift: float
     micro_batch: int
     tokens_dropped: int
     loras: tuple[str, ...] = ()
+    trace: Trace | None = None
+
+    @property
+    def picture(self) -> Tensor:
+        """The pixels of a request that asked for them."""
+        assert self.pixels is not None, "latents alone were asked for"
+        return self.pixels
 
 
 Outcome = Generation | RequestError

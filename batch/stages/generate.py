@@ -137,7 +137,7 @@ class GenerateStage:
     ) -> Iterator[tuple[Wish, Future[Record]]]:
         for one, outcome in self._outcomes(asked, listener):
             if isinstance(outcome, Generation):
-                size = outcome.pixels.numel() * outcome.pixels.element_size()
+                size = outcome.picture.nbytes
                 yield one.wish, self.encoders.submit(size, partial(self._record, one, outcome))
             else:
                 name = type(outcome).__name__
@@ -218,7 +218,7 @@ class GenerateStage:
             key=asked.wish.row.key,
             sample=asked.wish.sample,
             prompt=asked.request.prompt,
-            image=to_bytes(made.pixels, self.job.image_format, self.job.image_quality),
+            image=to_bytes(made.picture, self.job.image_format, self.job.image_quality),
             **used,
             **asked.origin,
         )

@@ -4,6 +4,7 @@ Shape letters: B batch, C channels, H and W height and width (of pictures in pix
 in cells). Parameter names are those of the published `ae.safetensors`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -212,6 +213,11 @@ class AutoEncoder(nn.Module):
         """Mean and log-variance of the posterior, unscaled."""
         mean, logvar = self.encoder(x_BCHW).chunk(2, dim=1)
         return mean, logvar
+
+    def scaled_moments(self, x_BCHW: Tensor) -> Tensor:
+        """Mean and log-variance, one behind the other, as the transformer would see a draw."""
+        mean, logvar = self.moments(x_BCHW)
+        return torch.cat([(mean - SHIFT) * SCALE, logvar + 2 * math.log(SCALE)], dim=1)
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
         """The posterior's mean; nothing is drawn."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from flux_engine.models.dit import FluxTransformer
+from flux_engine.sampling.trace import Record, nothing
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
@@ -125,6 +126,7 @@ def denoise(
     table_NGMD: Tensor,
     rotation_2LR: Tensor,
     progress: Progress = plain,
+    record: Record = nothing,
 ) -> Tensor:
     """Latent patches after all steps, in float32; `x_BSC` is where the first step starts.
 
@@ -138,5 +140,34 @@ def denoise(
             x_GSC = x_BSC.to(told.text_GTW.dtype).repeat(sides, 1, 1)
             rows_GMD = table_NGMD[n].to(x_GSC.device, non_blocking=True)
             velocity = dit(x_GSC, told.text_GTW, rows_GMD, rotation_2LR)
-            x_BSC = x_BSC + (levels[n + 1] - levels[n]) * guide(velocity.float(), told.cfg_B)
+            velocity_BSC = guide(velocity.float(), told.cfg_B)
+            record(n, velocity_BSC)
+            x_BSC = x_BSC + (levels[n + 1] - levels[n]) * velocity_BSC
     return x_BSC
+
+
+@torch.inference_mode()
+def rows_at(dit: FluxTransformer, sigma_B: Tensor, told: Conditions) -> Tensor:
+    """(B, M, D): the rows of the table for one answer each, at noise levels of their own.
+
+    `told` has one side: what guidance by a negative prompt would mix is asked for apart.
+    """
+    # several times over, for the reason that `filled` gives
+    with told.beside():
+        c = dit.condition(
+            sigma_B.repeat(STEPS_TOGETHER),
+            told.pooled_GP.repeat(STEPS_TOGETHER, 1),
+            told.guidance_G.repeat(STEPS_TOGETHER),
+        )
+        return dit.modulate(c)[: len(sigma_B)]
+
+
+@torch.inference_mode()
+def velocities_at(
+    dit: FluxTransformer, x_BSC: Tensor, told: Conditions, *, rows_BMD: Tensor, rotation_2LR: Tensor
+) -> Tensor:
+    """One answer for each row, (B, S, C) in float32; the rows of the table say at which level."""
+    x_BSC = x_BSC.to(told.text_GTW.dtype)
+    with told.beside():
+        velocity: Tensor = dit(x_BSC, told.text_GTW, rows_BMD, rotation_2LR)
+    return velocity.float()

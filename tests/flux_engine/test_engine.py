@@ -327,3 +327,21 @@ def test_a_row_that_the_card_has_no_memory_for_is_an_answer_with_the_numbers() -
     assert isinstance(outcomes[2], Generation)
     tiled = asked(height=256, width=256, tiled=True, tile_size=16, tile_stride=8)
     assert isinstance(engine.generate([tiled])[0], Generation)
+
+
+def test_pictures_are_encoded_by_size_and_come_with_their_moments(engine: FluxEngine) -> None:
+    pictures = [picture(1), picture(2, 80), picture(3), picture(4)]
+    means = dict(engine.encode(pictures))
+    moments = dict(engine.encode(pictures, moments=True))
+    assert [tuple(means[i].shape) for i in range(4)] == [
+        (16, 8, 8),
+        (16, 10, 8),
+        (16, 8, 8),
+        (16, 8, 8),
+    ]
+    for i, mean in means.items():
+        torch.testing.assert_close(moments[i][:16], mean)
+        assert torch.equal(dict(engine.encode([pictures[i]]))[0], mean)
+    raw = engine.vae.moments(pictures[0][None])[1][0]
+    spread = (0.5 * moments[0][16:]).exp()
+    torch.testing.assert_close(spread, (0.5 * raw).exp() * 0.3611)
