@@ -26,7 +26,7 @@ from batch.shards import Shard
 from batch.stages.base import Stage
 from batch.storage import open_uri
 from batch.wishes import Wish, rejected, wishes_of
-from schemas.jobs import GenerateJob
+from schemas.jobs import Job, row_of
 from schemas.records import Record
 
 LARGE = 32 * 2**20  # bytes of a shard file that leave a mark on a process
@@ -37,10 +37,10 @@ Refused = dict[int, str]  # rows that are not to be tried, and why, as "Class: w
 class ShardWorker:
     """Reads a shard's rows, hands them to its stage and publishes what comes back."""
 
-    def __init__(self, job: GenerateJob, stage: Stage, crumb: Path | None = None) -> None:
+    def __init__(self, job: Job, stage: Stage, crumb: Path | None = None) -> None:
         self.job, self.stage = job, stage
         self.output = Output(job.output, job.format)
-        self.reader = RowReader(open_uri(job.manifest)[0])
+        self.reader = RowReader(open_uri(job.manifest)[0], row_of(job))
         self.reading = threading.Lock()
         self.card = ThreadPoolExecutor(1, "card")
         self.watch = Watchman(crumb)
@@ -148,8 +148,9 @@ class ShardWorker:
         fields = [shard.file.schema.field(name) for name in self.job.passthrough]
         records = parts.records([wish.number for wish in wishes])
         granted = zip(wishes, records, strict=True)
+        beside = self.card.submit(self.stage.beside, shard, wishes).result()
         try:
-            receipt = publish(self.output, shard, granted, fields, self.job.image_format)
+            receipt = publish(self.output, shard, granted, fields, self.stage.write, beside)
         except FileNotFoundError:  # another run has published the shard and taken its parts away
             if not self.output.storage.exists(self.output.data(shard.name)):
                 raise

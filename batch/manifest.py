@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -17,12 +17,13 @@ from pyarrow import fs
 from batch.errors import ManifestError, StorageError
 from batch.storage import S3, open_uri
 from schemas.base import SchemaError
-from schemas.lora import LoraEntry
-from schemas.manifest import COLUMNS, PromptRow
+from schemas.lora import LoraEntry, LoraRecord
+from schemas.manifest import PromptRow
 
 logger = logging.getLogger(__name__)
 
-STRINGS = ("prompt", "negative_prompt", "rand_device", "schedule")
+STRINGS = ("prompt", "caption", "negative_prompt", "rand_device", "schedule")
+PICTURES = ("input_image", "image")
 GLOB = "*?["
 KEYS_READ = 2**16
 LARGE_GROUP = 2**29  # bytes
@@ -89,13 +90,18 @@ class Manifest:
         groups = [told.row_group(i).total_byte_size for i in range(told.num_row_groups)]
         return ManifestFile(name, path, size, told.num_rows, footer, schema, max(groups, default=0))
 
-    def check(self, passthrough: tuple[str, ...]) -> None:
+    def check(
+        self,
+        passthrough: tuple[str, ...],
+        row: type[PromptRow] = PromptRow,
+        lineage: Set[str] = frozenset(),
+    ) -> None:
         """ManifestError for the first file with a column that is unknown, missing or mistyped, or
-        if there is no row at all."""
+        if there is no row at all. Columns of `lineage` may be there and mean nothing."""
         if not self.rows:
             raise ManifestError(f"manifest {self.uri}: has no rows")
         for file in self.files:
-            check_columns(file, passthrough)
+            check_columns(file, passthrough, row, lineage)
             if file.group_bytes > LARGE_GROUP:
                 logger.warning(
                     "each worker holds a row group: write the file with a smaller row_group_size",
@@ -164,11 +170,16 @@ def parquet_below(file_system: fs.FileSystem, folder: str) -> list[str]:
     return sorted(path for path in paths if path.endswith(".parquet"))
 
 
-def check_columns(file: ManifestFile, passthrough: tuple[str, ...]) -> None:
+def check_columns(
+    file: ManifestFile,
+    passthrough: tuple[str, ...],
+    row: type[PromptRow],
+    lineage: Set[str],
+) -> None:
     names = file.schema.names
-    known = [*COLUMNS, *passthrough]
+    known = [*row.model_fields, *passthrough]
     for name in names:
-        if name not in known:
+        if name not in known and name not in lineage:
             near = get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]!r}? " if near else ""
             if name.startswith("__index_level_"):
@@ -178,9 +189,9 @@ def check_columns(file: ManifestFile, passthrough: tuple[str, ...]) -> None:
                 f"declared under passthrough; known are {', '.join(known)}"
             )
     for name in ("prompt", *passthrough):
-        if name not in names:
+        if name not in names and not (name == "prompt" and "caption" in {*known} & {*names}):
             raise ManifestError(f"{file.path}: has no column {name!r}; it has {', '.join(names)}")
-    for name in COLUMNS:
+    for name in row.model_fields:
         if name in names and (allowed := misfit(name, file.schema.field(name).type)):
             found = file.schema.field(name).type
             raise ManifestError(f"{file.path}: column {name!r} is {found}; allowed is {allowed}")
@@ -204,9 +215,12 @@ def misfit(name: str, kind: pa.DataType) -> str | None:
         inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
         listed = inner is not kind
         plain = types.is_string(inner) or types.is_large_string(inner) or types.is_null(inner)
-        struct = types.is_struct(inner) and {f.name for f in inner} <= {*LoraEntry.model_fields}
+        struct = types.is_struct(inner) and (
+            {f.name for f in inner} <= {*LoraEntry.model_fields}
+            or {f.name for f in inner} == {*LoraRecord.model_fields}
+        )
         return None if listed and (plain or struct) else "a list of struct<path, scale, …>"
-    if name == "input_image":
+    if name in PICTURES:
         binary = types.is_binary(kind) or types.is_large_binary(kind)
         struct = types.is_struct(kind) and {f.name for f in kind} <= {"bytes", "path"}
         return None if string or binary or struct else "binary, string or struct<bytes, path>"
@@ -216,8 +230,8 @@ def misfit(name: str, kind: pa.DataType) -> str | None:
 class RowReader:
     """Rows by file and number; keeps the row group it read last, since shards follow each other."""
 
-    def __init__(self, file_system: fs.FileSystem) -> None:
-        self.fs = file_system
+    def __init__(self, file_system: fs.FileSystem, row: type[PromptRow] = PromptRow) -> None:
+        self.fs, self.row = file_system, row
         self._last: tuple[str, int, pa.Table] | None = None
 
     def read(self, file: ManifestFile, first: int, count: int) -> Iterator[Row]:
@@ -231,7 +245,7 @@ class RowReader:
         number = first
         for table in tables:
             for values in table.to_pylist():
-                yield parse_row(file.name, number, values)
+                yield parse_row(file.name, number, values, self.row)
                 number += 1
 
     def _tables(
@@ -249,15 +263,18 @@ class RowReader:
             begin += rows
 
 
-def parse_row(name: str, number: int, values: Mapping[str, Any]) -> Row:
+def parse_row(
+    name: str, number: int, values: Mapping[str, Any], row: type[PromptRow] = PromptRow
+) -> Row:
     """One line of the file `name`."""
-    known = {k: picture(k, v) for k, v in values.items() if k in COLUMNS and v is not None}
+    columns = row.model_fields
+    known = {k: picture(k, v) for k, v in values.items() if k in columns and v is not None}
     if "key" in known:
         known["key"] = str(known["key"])
     key = known.get("key") or content_digest(name, number, values)
     parsed, fault = None, None
     try:
-        parsed = PromptRow.parse(known)
+        parsed = row.parse(known)
     except SchemaError as error:
         fault = "; ".join(str(error).splitlines())
     return Row(number, key, values, parsed, fault)
@@ -265,7 +282,7 @@ def parse_row(name: str, number: int, values: Mapping[str, Any]) -> Row:
 
 def picture(name: str, value: Any) -> Any:
     """A picture column's value as the schema has it: bytes and path."""
-    if name != "input_image" or isinstance(value, dict):
+    if name not in PICTURES or isinstance(value, dict):
         return value
     return {"bytes": value} if isinstance(value, bytes) else {"path": value}
 

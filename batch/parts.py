@@ -1,7 +1,7 @@
 """Finished records of a shard that is not finished: a killed or stopped attempt is taken up there.
 
 A part is an Arrow file below `_run/parts/<shard>/`. It is written as soon as the work that it would
-save is worth many times what writing it costs, and it keeps pictures out of memory.
+save is worth many times what writing it costs, and it keeps pictures and tensors out of memory.
 """
 
 import json
@@ -9,18 +9,22 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from batch.output import RUN
 from batch.storage import Storage
-from schemas.records import ImageRecord, Record, RejectedRecord
+from schemas.records import ImageRecord, Record, RejectedRecord, TargetRecord, TensorRecord
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = pa.schema([("picture", pa.bool_()), ("told", pa.string()), ("image", pa.binary())])
+SCHEMA = pa.schema(
+    [("kind", pa.string()), ("told", pa.string()), ("blobs", pa.list_(pa.large_binary()))]
+)
+KINDS = {"image": ImageRecord, "target": TargetRecord, "rejected": RejectedRecord}
 NUMBERS = b"numbers"  # of the wishes in a part, in its schema's metadata
-HELD_BYTES = 64 * 2**20  # of pictures in memory, per shard in progress
+HELD_BYTES = 64 * 2**20  # of pictures and tensors in memory, per shard in progress
 WORTH = 30  # a part is written when it saves this many times what the last one cost
 FIRST_COST_S = 0.005
 
@@ -56,7 +60,7 @@ class Parts:
         """Hold a finished record, and write a part if that is due."""
         self._held[number] = record
         self.rejected += isinstance(record, RejectedRecord)
-        self._bytes += len(record.image) if isinstance(record, ImageRecord) else 0
+        self._bytes += sum(map(len, blobs_of(record)))
         saved = time.monotonic() - self._flushed
         if saved > WORTH * self._cost or self._bytes > HELD_BYTES:
             self.flush()
@@ -99,10 +103,10 @@ class Parts:
             part = pa.ipc.open_file(self.storage.open(name))
             numbers = json.loads(part.schema.metadata[NUMBERS])
             for place, number in enumerate(numbers):
-                picture = part.get_batch(place)["picture"][0].as_py()
+                kind = part.get_batch(place)["kind"][0].as_py()
                 if number not in self:
                     self._kept[number] = (name, place)
-                    self.rejected += not picture
+                    self.rejected += kind == "rejected"
         except (pa.ArrowInvalid, FileNotFoundError) as error:
             logger.warning("part left aside", extra={"part": name, "why": str(error)})
 
@@ -113,16 +117,45 @@ def to_part(records: dict[int, Record]) -> pa.Buffer:
     schema = SCHEMA.with_metadata({NUMBERS: json.dumps(list(records)).encode()})
     with pa.ipc.new_file(out, schema) as writer:
         for record in records.values():
-            image = record.image if isinstance(record, ImageRecord) else None
-            told = json.dumps(record.model_dump(exclude={"image"}))
-            row = {"picture": image is not None, "told": told, "image": image}
+            kind = next(name for name, model in KINDS.items() if isinstance(record, model))
+            row = {"kind": kind, "told": json.dumps(told_of(record)), "blobs": blobs_of(record)}
             writer.write_batch(pa.RecordBatch.from_pylist([row], schema))
     return out.getvalue()
 
 
+def blobs_of(record: Record) -> list[bytes]:
+    """What of a record is not words: its picture, or its tensors in the order of their names."""
+    match record:
+        case ImageRecord():
+            return [record.image]
+        case TargetRecord():
+            return [record.tensors[name].bytes for name in sorted(record.tensors)]
+        case RejectedRecord():
+            return []
+
+
+def told_of(record: Record) -> dict[str, Any]:
+    """All the rest of it, as JSON has it."""
+    told = record.model_dump(exclude={"image", "tensors"})
+    if isinstance(record, TargetRecord):
+        told["tensors"] = {
+            n: {"shape": t.shape, "dtype": t.dtype} for n, t in record.tensors.items()
+        }
+    return told
+
+
 def from_batch(batch: pa.RecordBatch) -> Record:
     (row,) = batch.to_pylist()
-    told = json.loads(row["told"])
-    if row["picture"]:
-        return ImageRecord(**told, image=row["image"])
-    return RejectedRecord(**told)
+    told, blobs = json.loads(row["told"]), row["blobs"]
+    match row["kind"]:
+        case "image":
+            return ImageRecord(**told, image=blobs[0])
+        case "target":
+            names = sorted(told.pop("tensors").items())
+            tensors = {
+                name: TensorRecord(bytes=blob, **shape)
+                for (name, shape), blob in zip(names, blobs, strict=True)
+            }
+            return TargetRecord(**told, tensors=tensors)
+        case _:
+            return RejectedRecord(**told)

@@ -6,7 +6,8 @@ stands. A copy of them lies beside the receipt before, so that a death in betwee
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -14,9 +15,14 @@ from batch.output import Output
 from batch.receipt import RECEIPTS, Receipt, sum_of
 from batch.retry import previous
 from batch.shards import Shard
-from batch.sink import Carried, to_rejected, write_parquet, write_tar
+from batch.sink import Carried, to_rejected
+from batch.storage import Storage
 from batch.wishes import Wish
-from schemas.records import ImageRecord, Record, RejectedRecord
+from schemas.records import Made, Record, RejectedRecord
+
+Written = Iterable[tuple[Made, Carried]]
+Write = Callable[[BinaryIO, Written, list[pa.Field]], int]
+Beside = Sequence[tuple[str, Callable[[BinaryIO], None]]]
 
 
 def publish(
@@ -24,13 +30,14 @@ def publish(
     shard: Shard,
     granted: Iterable[tuple[Wish, Record]],
     passthrough: list[pa.Field],
-    kind: str,
+    write: Write,
+    beside: Beside = (),
 ) -> Receipt | None:
     """Write these records, in their order, as the shard; its receipt, or None if another run was
-    first."""
+    first. `write` knows how, and answers how many there were; files `beside` come first."""
     bad: list[RejectedRecord] = []
 
-    def good() -> Iterator[tuple[ImageRecord, Carried]]:
+    def good() -> Iterator[tuple[Made, Carried]]:
         for wish, record in granted:
             if isinstance(record, RejectedRecord):
                 bad.append(record)
@@ -38,12 +45,10 @@ def publish(
                 yield record, {field.name: wish.row.values[field.name] for field in passthrough}
 
     storage = output.storage
+    sums = {name: put(storage, name, writer) for name, writer in beside}
     with storage.attempt() as attempt:
         with attempt.path.open("wb") as file:
-            if output.suffix == ".tar":
-                done = write_tar(file, good(), kind)
-            else:
-                done = write_parquet(file, good(), passthrough, kind)
+            done = write(file, good(), passthrough)
         rejects = to_rejected(bad) if bad else None
         with attempt.path.open("rb") as written:
             receipt = Receipt(
@@ -53,6 +58,7 @@ def publish(
                 data_sum=sum_of(written),
                 data_bytes=attempt.path.stat().st_size,
                 rejects_sum=None if rejects is None else hashlib.sha256(rejects).hexdigest(),
+                beside=sums,
             )
         if rejects is not None:
             storage.replace(f"{RECEIPTS}/{receipt.rejects}", rejects)
@@ -63,3 +69,14 @@ def publish(
     if (earlier := previous(shard.name)) is not None:
         storage.remove(output.rejected(earlier))  # their rows are in this shard now
     return receipt if published else None
+
+
+def put(storage: Storage, name: str, write: Callable[[BinaryIO], None]) -> str:
+    """Create a file unless it is there; the SHA-256 of what was written."""
+    with storage.attempt() as attempt:
+        with attempt.path.open("wb") as file:
+            write(file)
+        with attempt.path.open("rb") as written:
+            total = sum_of(written)
+        storage.publish(attempt, name)
+    return total

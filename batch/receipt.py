@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 RECEIPTS = "_run/receipts"
@@ -31,6 +31,7 @@ class Receipt:
     data_sum: str
     data_bytes: int
     rejects_sum: str | None
+    beside: dict[str, str] = field(default_factory=dict)  # sums of other files of the shard
 
     @property
     def name(self) -> str:

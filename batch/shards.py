@@ -19,7 +19,9 @@ class Shard:
 
     `name` is unique to (file's name, size and footer; row range; recipe). `duplicates` says which
     rows repeat the key of an earlier row, and where that is. `only`: some pairs (row, sample) of
-    these rows and no others, as in a shard that tries rejected ones again.
+    these rows and no others, as in a shard that tries rejected ones again. Of distillation
+    targets, `bucket` is the size that its rows share, `texts` are the rows with a new caption (0)
+    or negative caption (1).
     """
 
     name: str
@@ -28,6 +30,8 @@ class Shard:
     rows: int
     duplicates: tuple[tuple[int, str], ...] = ()
     only: tuple[tuple[int, int], ...] = ()
+    bucket: str = ""
+    texts: tuple[tuple[int, int], ...] = ()
 
     def pictures(self, samples: int) -> int:
         """How many are asked for, at so many samples a row."""

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.arrow import image_schema, rejected_schema
+from schemas.arrow import image_schema, leaves, rejected_schema
 from schemas.records import ImageRecord, RejectedRecord
 
 LONGEST_KEY = 80  # characters of it in a file's name; tar has 100 for all
@@ -66,21 +66,6 @@ def write_parquet(
             writer.write_table(pa.Table.from_pylist(group, schema))
             count += len(group)
     return count
-
-
-def leaves(field: pa.Field, above: str = "") -> Iterator[str]:
-    """A column's parts as Parquet names them."""
-    name, kind = f"{above}{field.name}", field.type
-    if pa.types.is_struct(kind):
-        for inner in kind:
-            yield from leaves(inner, f"{name}.")
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        yield from leaves(kind.value_field.with_name("element"), f"{name}.list.")
-    elif pa.types.is_map(kind):
-        yield from leaves(kind.key_field.with_name("key"), f"{name}.key_value.")
-        yield from leaves(kind.item_field.with_name("value"), f"{name}.key_value.")
-    else:
-        yield name
 
 
 def row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -85,6 +85,7 @@ def load_engine(
         lora_bytes=lora_bytes,
     )
     engine.fingerprint = loaded.fingerprint
+    engine.fingerprints = {str(role): told for role, told in loaded.fingerprints.items()}
     if place.type == "cuda":
         hold(engine, vram_limit)
     return engine

@@ -83,6 +83,7 @@ class FluxEngine:
         self.device, self.dtype = device, dtype
         self.batching = batching
         self.fingerprint: dict[str, str] = {}  # of the weights, by file
+        self.fingerprints: dict[str, dict[str, str]] = {}  # the same, by model
         self.timestep_shift = timestep_shift
         self.text = TextEncoder(text, device, batching.text)
         self.pictures = PictureCoder(vae, device, dtype)

@@ -6,6 +6,7 @@ decoded.
 """
 
 import json
+from collections.abc import Iterator
 from types import UnionType
 from typing import Any, get_args, get_origin
 
@@ -43,3 +44,18 @@ def image_schema(passthrough: list[pa.Field]) -> pa.Schema:
 def rejected_schema() -> pa.Schema:
     """Columns of `rejected/`."""
     return pa.schema(fields_of(RejectedRecord))
+
+
+def leaves(field: pa.Field, above: str = "") -> Iterator[str]:
+    """A column's parts as Parquet names them."""
+    name, kind = f"{above}{field.name}", field.type
+    if pa.types.is_struct(kind):
+        for inner in kind:
+            yield from leaves(inner, f"{name}.")
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        yield from leaves(kind.value_field.with_name("element"), f"{name}.list.")
+    elif pa.types.is_map(kind):
+        yield from leaves(kind.key_field.with_name("key"), f"{name}.key_value.")
+        yield from leaves(kind.item_field.with_name("value"), f"{name}.key_value.")
+    else:
+        yield name

@@ -7,24 +7,22 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 from schemas.address import check_address
 from schemas.base import Schema
 from schemas.engine import EngineConfig
-from schemas.manifest import COLUMNS
-from schemas.records import ImageRecord
+from schemas.manifest import COLUMNS, SOURCE_COLUMNS, PromptRow, SourceRow
+from schemas.records import TARGET_COLUMNS, ImageRecord
 from schemas.sampling import Sampling
+from schemas.targets import StoredType, Target
 
 Count = Annotated[int, Field(ge=1)]
 
 
-class GenerateJob(Schema):
-    """A manifest of prompts into an image dataset."""
+class BatchJob(Schema):
+    """What every job has that maps over a manifest's rows."""
 
     manifest: str
     output: str
     rows_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 64
     samples_per_row: Annotated[int, Field(ge=1, le=10_000)] = 1
     workers: Literal["auto"] | Count | tuple[Count, Count] = "auto"
-    format: Literal["parquet", "webdataset"] = "parquet"
-    image_format: Literal["png", "webp", "jpeg"] = "png"
-    image_quality: Annotated[int, Field(ge=1, le=100)] = 95
     passthrough: tuple[str, ...] = ()
     picture_roots: tuple[str, ...] = ()
     lora_roots: tuple[str, ...] = ()
@@ -41,10 +39,15 @@ class GenerateJob(Schema):
             check_address(address)
         return addresses
 
+    @classmethod
+    def own_columns(cls) -> set[str]:
+        """Columns that mean something in the manifest, or stand in the output."""
+        raise NotImplementedError
+
     @field_validator("passthrough")
     @classmethod
     def _free_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        ours = set(COLUMNS) | set(ImageRecord.model_fields)
+        ours = cls.own_columns()
         if taken := sorted(ours.intersection(names)):
             raise ValueError(f"{', '.join(taken)} are columns of our own")
         if len(set(names)) != len(names):
@@ -62,6 +65,47 @@ class GenerateJob(Schema):
         out: dict[str, Any] = {}
         flatten(self.model_dump(mode="json"), "", out)
         return {k: v for k, v in out.items() if not k.startswith(NOT_IN_RECIPE)}
+
+
+class GenerateJob(BatchJob):
+    """A manifest of prompts into an image dataset."""
+
+    format: Literal["parquet", "webdataset"] = "parquet"
+    image_format: Literal["png", "webp", "jpeg"] = "png"
+    image_quality: Annotated[int, Field(ge=1, le=100)] = 95
+
+    @classmethod
+    def own_columns(cls) -> set[str]:
+        return {*COLUMNS, *ImageRecord.model_fields}
+
+
+class DistillJob(BatchJob):
+    """A manifest of prompts, or of pictures with captions, into distillation targets.
+
+    `dtype` is the type in which tensors are stored. `store_text` keeps the encoders' answers to
+    each distinct caption once. `check_share` of the rows are asked about again as they are made.
+    """
+
+    target: Target
+    dtype: StoredType = "float16"
+    store_text: bool = True
+    check_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+
+    @property
+    def format(self) -> Literal["parquet"]:
+        return "parquet"
+
+    @classmethod
+    def own_columns(cls) -> set[str]:
+        return {*SOURCE_COLUMNS, *ImageRecord.model_fields, *TARGET_COLUMNS}
+
+
+Job = GenerateJob | DistillJob
+
+
+def row_of(job: Job) -> type[PromptRow]:
+    """What a row of the job's manifest is."""
+    return SourceRow if isinstance(job, DistillJob) else PromptRow
 
 
 NOT_IN_RECIPE = (

@@ -1,8 +1,9 @@
 """Rows in: one line of a manifest is one picture to make (or `samples_per_row` of them)."""
 
 import builtins
+from typing import Any
 
-from pydantic import ConfigDict, field_validator
+from pydantic import ConfigDict, field_validator, model_validator
 
 from schemas.base import Schema
 from schemas.lora import LoraEntries
@@ -64,5 +65,23 @@ class PromptRow(Schema):
         return seed
 
 
+class SourceRow(PromptRow):
+    """A row to make a target of: a prompt, or a picture with its caption (`caption` is another
+    name of `prompt`)."""
+
+    caption: Prompt | None = None
+    image: PictureRef | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _captioned(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("caption") is None:
+            return values
+        if values.get("prompt") is not None and values["prompt"] != values["caption"]:
+            raise ValueError("has a prompt and another caption: they are one thing, name it once")
+        return values | {"prompt": values["caption"]}
+
+
 EXACT = 2.0**53  # floats hold every integer below it
 COLUMNS = tuple(PromptRow.model_fields)
+SOURCE_COLUMNS = tuple(SourceRow.model_fields)

@@ -1,5 +1,7 @@
 """Rows out: one finished picture, or one row that could not be served."""
 
+import builtins
+
 from schemas.base import Schema
 from schemas.lora import LoraRecord
 
@@ -33,6 +35,56 @@ class ImageRecord(Schema):
     input_image_sha256: str | None = None  # of the file, as it was read
 
 
+class TensorRecord(Schema):
+    """One tensor: little-endian bytes, shape, and a type's name (`bfloat16` is one)."""
+
+    bytes: builtins.bytes
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TargetRecord(Schema):
+    """One row of a distillation dataset: where it comes from, every value that made it, and its
+    tensors by name. Hashes and ids are hex here and bytes in a file."""
+
+    sample_id: str
+    key: str
+    sample: int
+    source_file: str
+    source_row: int
+    caption: str
+    caption_id: str
+    negative_caption: str | None = None
+    negative_id: str | None = None
+    height: int
+    width: int
+    seed: int | None = None
+    noise_algo: str | None = None
+    noise_hash: str | None = None
+    sigmas: tuple[float, ...] = ()
+    solver: str | None = None
+    num_inference_steps: int | None = None
+    schedule: str | None = None
+    sigma_shift: float | None = None
+    embedded_guidance: float | None = None
+    cfg_scale: float | None = None
+    t5_sequence_length: int
+    t: tuple[float, ...] = ()
+    t_noise_seed: tuple[int, ...] = ()
+    t_noise_hash: tuple[str, ...] = ()
+    guidances: tuple[float, ...] = ()
+    micro_batch: int | None = None
+    loras: tuple[LoraRecord, ...] = ()
+    input_image_path: str | None = None
+    input_image_sha256: str | None = None
+    check_rel: float | None = None
+    digest: str
+    tensors: dict[str, TensorRecord]
+
+
+TARGET_COLUMNS = tuple(name for name in TargetRecord.model_fields if name != "tensors")
+
+
 class RejectedRecord(Schema):
     """A row that got no picture: which, and why."""
 
@@ -45,4 +97,5 @@ class RejectedRecord(Schema):
     prompt: str | None
 
 
-Record = ImageRecord | RejectedRecord
+Made = ImageRecord | TargetRecord
+Record = Made | RejectedRecord

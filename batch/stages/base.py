@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
+import pyarrow as pa
+
+from batch.publish import Beside, Written
+from batch.shards import Shard
 from batch.wishes import Wish
 from schemas.records import Record
 
@@ -30,3 +34,9 @@ class Stage(Protocol):
         self, wishes: Sequence[Wish], file: str, listener: Listener
     ) -> Iterator[tuple[Wish, Future[Record]]]:
         """Each wish with the record that it will have, in any order."""
+
+    def write(self, file: BinaryIO, records: Written, passthrough: list[pa.Field]) -> int:
+        """Put a shard's records, in this order, into a file; how many there were."""
+
+    def beside(self, shard: Shard, wishes: Sequence[Wish]) -> Beside:
+        """Files that have to be there before the shard's own, by name; in the card's thread."""

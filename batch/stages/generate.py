@@ -2,12 +2,13 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
+import pyarrow as pa
 import torch
 
 from batch.encoders import Encoders
@@ -16,13 +17,16 @@ from batch.kept import KeptShapes
 from batch.lora_files import LoraFiles
 from batch.media import Pictures, to_bytes
 from batch.output import Output
+from batch.publish import Beside, Written
+from batch.shards import Shard
+from batch.sink import Carried, write_parquet, write_tar
 from batch.stages.base import Listener
 from batch.web import shown
 from batch.wishes import Wish, rejected
 from flux_engine.errors import RequestError, SettingError
 from flux_engine.request import Generation, GenerationRequest, Outcome, Watch
 from schemas.base import SchemaError
-from schemas.jobs import GenerateJob
+from schemas.jobs import GenerateJob, Job
 from schemas.lora import LoraRecord
 from schemas.records import ImageRecord, Record
 from schemas.sampling import Sampling
@@ -73,7 +77,7 @@ class Listening(Watch):
 class GenerateStage:
     """Wishes into records, as they are finished; each row fails alone."""
 
-    def __init__(self, job: GenerateJob, roots: tuple[str, ...]) -> None:
+    def __init__(self, job: Job, roots: tuple[str, ...]) -> None:
         """`roots` are the manifest's own folder, and the job's `picture_roots`."""
         self.job = job
         self.pictures = Pictures(roots)
@@ -214,6 +218,7 @@ class GenerateStage:
                 for entry, digest in zip(asked.sampling.loras, made.loras, strict=True)
             ),
         }
+        assert isinstance(self.job, GenerateJob)
         return ImageRecord(
             key=asked.wish.row.key,
             sample=asked.wish.sample,
@@ -222,6 +227,18 @@ class GenerateStage:
             **used,
             **asked.origin,
         )
+
+    def write(self, file: BinaryIO, records: Written, passthrough: list[pa.Field]) -> int:
+        """Put a shard's records, in this order, into a file; how many there were."""
+        assert isinstance(self.job, GenerateJob)
+        made = cast("Iterable[tuple[ImageRecord, Carried]]", records)
+        if self.job.format == "webdataset":
+            return write_tar(file, made, self.job.image_format)
+        return write_parquet(file, made, passthrough, self.job.image_format)
+
+    def beside(self, shard: Shard, wishes: Sequence[Wish]) -> Beside:  # noqa: ARG002
+        """Pictures need no other files."""
+        return ()
 
 
 class RowRaised(RequestError):

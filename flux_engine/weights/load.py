@@ -37,6 +37,7 @@ class LoadedModels:
     clip: nn.Module | None = None
     t5: nn.Module | None = None
     fingerprint: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[Role, dict[str, str]] = field(default_factory=dict)  # by model
 
 
 def load_models(
@@ -62,6 +63,7 @@ def load_models(
         clip=models.get("clip"),
         t5=models.get("t5"),
         fingerprint=fingerprint(file for files in groups for file in files),
+        fingerprints={role: fingerprint(files) for role, (files, _) in plans.items()},
     )
 
 

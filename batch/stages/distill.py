@@ -1,0 +1,404 @@
+"""Rows into what a student needs of its teacher."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from batch.errors import PictureError
+from batch.publish import Beside, Written
+from batch.shards import Shard
+from batch.sink import Carried
+from batch.stages.base import Listener
+from batch.stages.generate import Asked, GenerateStage, Listening, done
+from batch.targets.checks import KINDS, Checks, Row
+from batch.targets.layout import digest_of, tap_column, write_targets
+from batch.targets.noise import derived, hash_of, noise_of
+from batch.targets.tensors import stored
+from batch.targets.text import SUFFIX, TEXT, Told, caption_id, write_texts
+from batch.web import shown
+from batch.wishes import Wish, rejected
+from flux_engine.engine import FluxEngine
+from flux_engine.errors import RequestError
+from flux_engine.models.vae import SCALE, SHIFT
+from flux_engine.request import Generation, GenerationRequest
+from flux_engine.sampling.schedule import sigmas
+from flux_engine.teacher import Answer, Query, Taps, Teacher
+from flux_engine.training.loss import noised
+from schemas.base import SchemaError
+from schemas.jobs import DistillJob
+from schemas.lora import LoraRecord
+from schemas.manifest import SourceRow
+from schemas.records import Record, TargetRecord
+from schemas.targets import (
+    FROM_PROMPTS,
+    NOISE,
+    SOLVER,
+    VERSION,
+    CacheTarget,
+    FeatureTarget,
+    Levels,
+    PathTarget,
+    VelocityTarget,
+)
+
+Values = dict[str, Any]
+Found = tuple[Mapping[str, Tensor], Values]  # a row's tensors, and what is told of them
+
+
+@dataclass(frozen=True)
+class Question:
+    """One query about a row: which of its noise levels, and which guidance (−1: the negative
+    prompt)."""
+
+    row: int
+    level: int
+    guidance: int
+
+
+@dataclass(frozen=True)
+class Levelled:
+    """A picture's latents as they will be stored, its noise levels, and the keys of their noise."""
+
+    latent: Tensor
+    t: tuple[float, ...]
+    seeds: tuple[int, ...]
+    guidances: tuple[float, ...]
+    hashes: list[str] = field(default_factory=list)
+
+
+class DistillStage(GenerateStage):
+    """Wishes into targets; each row fails alone, and a share of them is asked about again."""
+
+    job: DistillJob
+
+    def setup(self) -> None:
+        super().setup()
+        self.model = cast("FluxEngine", self.engine)
+        target, taps = self.job.target, None
+        if isinstance(target, FeatureTarget):
+            taps = Taps(names=target.taps, width=target.width, seed=target.seed)
+        self.teacher = Teacher(self.model, taps)
+        self.checks = Checks(self.teacher, target.kind)
+        self.identity = identity_of(self.job, self.model, self.fingerprint)
+
+    def _ask(self, wish: Wish, listener: Listener) -> Asked:
+        asked = super()._ask(wish, listener)
+        if asked.request.rand_device != "cpu":
+            raise SchemaError("rand_device: targets are made of noise from the CPU alone")
+        target = self.job.target
+        if target.kind in FROM_PROMPTS:
+            path = isinstance(target, PathTarget)
+            segments = target.segments if isinstance(target, PathTarget) else None
+            request = replace(asked.request, decode=False, traced=path, segments=segments)
+            return replace(asked, request=request)
+        row = wish.row.parsed
+        assert isinstance(row, SourceRow)
+        if row.image is None:
+            raise PictureError("the row has no image")
+        listener.at("read", [wish])
+        picture = self.pictures.read(row.image, asked.request.height, asked.request.width)
+        origin = {
+            "input_image_path": shown(row.image.path) if row.image.path else None,
+            "input_image_sha256": picture.sha256,
+        }
+        request = replace(asked.request, input_image=picture.pixels, decode=False)
+        return replace(asked, request=request, origin=origin)
+
+    def _chunk(
+        self, asked: list[Asked], file: str, listener: Listener
+    ) -> Iterator[tuple[Wish, Future[Record]]]:
+        made: list[tuple[Asked, TargetRecord]] = []
+        for one, outcome in self._made(asked, listener):
+            if isinstance(outcome, RequestError):
+                name = type(outcome).__name__
+                yield one.wish, done(rejected(one.wish, file, name, str(outcome)))
+            else:
+                made.append((one, self._target(one, file, *outcome)))
+        errors = self._checked(made, listener)
+        for one, record in made:
+            update = {"check_rel": errors.get(record.sample_id)}
+            yield one.wish, done(record.model_copy(update=update))
+
+    def _checked(
+        self, made: Sequence[tuple[Asked, TargetRecord]], listener: Listener
+    ) -> dict[str, float]:
+        """Relative errors of a share of these rows, asked about again."""
+        if self.job.target.kind not in KINDS:
+            return {}
+        some = [(a, r) for a, r in made if drawn(r.sample_id, self.job.check_share)]
+        if not some or listener.leaving():
+            return {}
+        listener.at("check", [asked.wish for asked, _ in some])
+        errors = self.checks.errors([Row(record, a.request.loras) for a, record in some])
+        return {name: float(torch.tensor(error)) for name, error in errors.items()}
+
+    def _made(
+        self, asked: list[Asked], listener: Listener
+    ) -> Iterator[tuple[Asked, Found | RequestError]]:
+        if self.job.target.kind in FROM_PROMPTS:
+            for one, outcome in self._outcomes(asked, listener):
+                yield one, self._way(one, outcome) if isinstance(outcome, Generation) else outcome
+            return
+        latents = self._latents(asked, listener)
+        if isinstance(self.job.target, CacheTarget):
+            name = "moments" if self.job.target.moments else "latent"
+            for i, latent in latents.items():
+                yield asked[i], ({name: latent}, {})
+            return
+        yield from self._answers(asked, latents, listener)
+
+    def _way(self, asked: Asked, made: Generation) -> Found:
+        """Of a prompt: where the teacher arrived, or the way that it took."""
+        request = asked.request
+        told: Values = {
+            "seed": request.seed,
+            "noise_algo": NOISE,
+            "noise_hash": hash_of(noise_of(request.seed, made.latents.shape)),
+            "solver": SOLVER,
+            "num_inference_steps": request.num_inference_steps,
+            "schedule": request.schedule,
+            "sigma_shift": made.sigma_shift,
+            "embedded_guidance": request.embedded_guidance,
+            "cfg_scale": request.cfg_scale,
+            "micro_batch": made.micro_batch,
+            "loras": worn(asked, made.loras),
+        }
+        if made.trace is not None:
+            return {"u": made.trace.velocities}, told | {"sigmas": made.trace.sigmas}
+        levels = sigmas(request.schedule, request.num_inference_steps, made.sigma_shift, 1.0)
+        return {"latent": made.latents}, told | {"sigmas": tuple(levels.tolist())}
+
+    def _latents(self, asked: list[Asked], listener: Listener) -> dict[int, Tensor]:
+        moments = isinstance(self.job.target, CacheTarget) and self.job.target.moments
+        pictures = [cast("Tensor", one.request.input_image) for one in asked]
+        watch = Listening(asked, listener)
+        return dict(self.model.encode(pictures, moments=moments, watch=watch))
+
+    def _answers(
+        self, asked: list[Asked], latents: dict[int, Tensor], listener: Listener
+    ) -> Iterator[tuple[Asked, Found | RequestError]]:
+        """Of pictures: what the teacher says at some noise levels."""
+        target = self.job.target
+        assert isinstance(target, VelocityTarget | FeatureTarget)
+        rows = {i: self._levelled(asked[i], latent) for i, latent in latents.items()}
+        questions: list[Question] = []
+        queries: list[Query] = []
+        for i, row in rows.items():
+            for question, query in self._queries(i, asked[i].request, row):
+                questions.append(question)
+                queries.append(query)
+        answers: dict[int, dict[tuple[int, int], Answer]] = {i: {} for i in rows}
+        wanted = {i: sum(q.row == i for q in questions) for i in rows}
+        failed: set[int] = set()
+        watch = Listening([asked[q.row] for q in questions], listener)
+        for n, answer in self.teacher.each(queries, watch):
+            question = questions[n]
+            i = question.row
+            if isinstance(answer, RequestError):
+                if i not in failed:
+                    failed.add(i)
+                    yield asked[i], answer
+                continue
+            answers[i][question.level, question.guidance] = answer
+            if len(answers[i]) == wanted[i]:
+                yield asked[i], self._joined(asked[i], rows[i], answers.pop(i))
+
+    def _levelled(self, asked: Asked, latent: Tensor) -> Levelled:
+        target, name = self.job.target, sample_id(asked.wish)
+        assert isinstance(target, VelocityTarget | FeatureTarget)
+        given = target.guidance if isinstance(target, VelocityTarget) else ()
+        rounded = latent.to(getattr(torch, self.job.dtype)).float()  # what a reader will have
+        t = levels_of(target, name)
+        return Levelled(
+            latent=rounded,
+            t=t,
+            seeds=tuple(derived(name, m) for m in range(len(t))),
+            guidances=given or (asked.request.embedded_guidance,),
+        )
+
+    def _queries(
+        self, i: int, request: GenerationRequest, row: Levelled
+    ) -> Iterator[tuple[Question, Query]]:
+        unconditional = getattr(self.job.target, "unconditional", False)
+        for m, (t, seed) in enumerate(zip(row.t, row.seeds, strict=True)):
+            noise = noise_of(seed, row.latent.shape)
+            row.hashes.append(hash_of(noise))
+            query = Query(
+                state=noised(row.latent[None], noise[None], torch.tensor([t]))[0],
+                sigma=t,
+                prompt=request.prompt,
+                t5_sequence_length=request.t5_sequence_length,
+                loras=request.loras,
+            )
+            for g, guidance in enumerate(row.guidances):
+                yield Question(i, m, g), replace(query, embedded_guidance=guidance)
+            if unconditional:
+                negative = replace(
+                    query, prompt=request.negative_prompt, embedded_guidance=row.guidances[0]
+                )
+                yield Question(i, m, -1), negative
+
+    def _joined(
+        self, asked: Asked, row: Levelled, answers: Mapping[tuple[int, int], Answer]
+    ) -> Found:
+        """One row's answers as tensors: levels first, then guidances."""
+        levels, guidances = range(len(row.t)), range(len(row.guidances))
+        tensors: dict[str, Tensor] = {"latent": row.latent}
+        target = self.job.target
+        if isinstance(target, FeatureTarget):
+            for tap in target.taps:
+                values = [answers[m, 0].taps[tap] for m in levels]
+                tensors[tap_column(tap)] = torch.stack(values)
+        else:
+            tensors["v_cond"] = torch.stack(
+                [torch.stack([answers[m, g].velocity for g in guidances]) for m in levels]
+            )
+            if (0, -1) in answers:
+                tensors["v_uncond"] = torch.stack([answers[m, -1].velocity for m in levels])
+        outfit = self.model.loras.outfit(asked.request)
+        told: Values = {
+            "noise_algo": NOISE,
+            "t": row.t,
+            "t_noise_seed": row.seeds,
+            "t_noise_hash": tuple(row.hashes),
+            "guidances": row.guidances,
+            "embedded_guidance": row.guidances[0],
+            "loras": worn(asked, tuple(lora.digest for lora, _ in outfit.loras)),
+        }
+        return tensors, told
+
+    def _target(
+        self, asked: Asked, file: str, tensors: Mapping[str, Tensor], told: Values
+    ) -> TargetRecord:
+        """A row's record, its tensors as bytes."""
+        wish, request = asked.wish, asked.request
+        negative = request.guided or getattr(self.job.target, "unconditional", False)
+        kept = {name: stored(tensor, self.job.dtype) for name, tensor in tensors.items()}
+        values: Values = {
+            "sample_id": sample_id(wish),
+            "key": wish.row.key,
+            "sample": wish.sample,
+            "source_file": file,
+            "source_row": wish.row.number,
+            "caption": request.prompt,
+            "caption_id": self._caption_id(request, request.prompt),
+            "negative_caption": request.negative_prompt if negative else None,
+            "negative_id": self._caption_id(request, request.negative_prompt) if negative else None,
+            "height": request.height,
+            "width": request.width,
+            "t5_sequence_length": request.t5_sequence_length,
+            **asked.origin,
+            **told,
+        }
+        record = TargetRecord(**values, digest="", tensors=kept)
+        data = {name: tensor.bytes for name, tensor in kept.items()}
+        return record.model_copy(update={"digest": digest_of(record.model_dump(), data)})
+
+    def _caption_id(self, request: GenerationRequest, caption: str) -> str:
+        changed = self.model.loras.outfit(request).text_key
+        return caption_id(caption, request.t5_sequence_length, self.identity["text"], changed)
+
+    def write(self, file: BinaryIO, records: Written, passthrough: list[pa.Field]) -> int:
+        made = cast("Iterator[tuple[TargetRecord, Carried]]", records)
+        return write_targets(file, made, passthrough, self.identity)
+
+    def beside(self, shard: Shard, wishes: Sequence[Wish]) -> Beside:
+        """The texts of captions that this shard's rows are the first to have."""
+        texts: dict[str, Told] = {}
+        rows = {wish.row.number: wish for wish in wishes}
+        for number, which in shard.texts:
+            told = self._text(rows[number], which)
+            if told is not None:
+                texts[told.caption_id] = told
+        if not texts:
+            return ()
+        name = f"{TEXT}/{shard.name}{SUFFIX}"
+        return ((name, lambda file: write_texts(file, texts.values(), self.identity)),)
+
+    def _text(self, wish: Wish, which: int) -> Told | None:
+        """What the encoders say to a row's caption (0) or negative one (1); None if the row cannot
+        be asked for at all, so that it is rejected."""
+        try:
+            request = super()._ask(wish, Nobody()).request
+            caption = (request.prompt, request.negative_prompt)[which]
+            one = {0: replace(request, prompt=caption, cfg_scale=1.0)}
+            outfits = {0: self.model.loras.outfit(request)}
+        except (SchemaError, RequestError, PictureError):
+            return None
+        bucket = next(iter(self.model.buckets(one, outfits)))
+        texts = self.model.encode_texts(one, outfits, bucket)
+        text = texts[outfits[0].text_key][caption, request.t5_sequence_length]
+        return Told(self._caption_id(request, caption), caption, text.states_TW, text.pooled_P)
+
+
+class Nobody:
+    """Listens to nothing."""
+
+    def at(self, stage: str, wishes: Sequence[Wish]) -> None:
+        """Not told on."""
+
+    def leaving(self) -> bool:
+        return False
+
+
+def sample_id(wish: Wish) -> str:
+    """Hex that names a row of targets: the source row's key, and which of its samples."""
+    told = json.dumps([wish.row.key, wish.sample])
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def drawn(name: str, share: float) -> bool:
+    """Whether a row belongs to a share of all, by its name alone."""
+    return derived(name, -2) < share * 2**63
+
+
+def levels_of(target: Levels, name: str) -> tuple[float, ...]:
+    """A row's noise levels, as float32 has them."""
+    if target.timesteps:
+        return tuple(torch.tensor(target.timesteps, dtype=torch.float32).tolist())
+    random = torch.Generator("cpu").manual_seed(derived(name, -3))
+    if target.distribution == "uniform":
+        return tuple(torch.rand(target.queries, generator=random).tolist())
+    draws = torch.randn(target.queries, generator=random)
+    return tuple(torch.sigmoid(target.mean + target.spread * draws).tolist())
+
+
+def worn(asked: Asked, digests: Sequence[str]) -> tuple[LoraRecord, ...]:
+    return tuple(
+        LoraRecord(name=entry.name, scale=entry.scale, sha256=digest)
+        for entry, digest in zip(asked.sampling.loras, digests, strict=True)
+    )
+
+
+def identity_of(job: DistillJob, engine: FluxEngine, fingerprint: Mapping[str, Any]) -> Values:
+    """Who answers: what a reader compares before it lets targets be used."""
+    loras = {
+        entry.name: {"scale": entry.scale, "sha256": fingerprint["weights"][f"LoRA {entry.name}"]}
+        for entry in job.sampling.loras
+    }
+    dtype = job.engine.torch_dtype
+    return {
+        "version": VERSION,
+        "target": job.target.model_dump(mode="json"),
+        "stored": job.dtype,
+        "teacher": {"weights": engine.fingerprints.get("dit", {}), "loras": loras, "dtype": dtype},
+        "vae": {"weights": engine.fingerprints.get("vae", {}), "dtype": dtype},
+        "text": {
+            "clip": engine.fingerprints.get("clip", {}),
+            "t5": engine.fingerprints.get("t5", {}),
+            "dtype": dtype,
+        },
+        "latent": {"scale": SCALE, "shift": SHIFT, "channels": engine.vae.spec.latent_channels},
+        "noise": NOISE,
+        "solver": SOLVER,
+        "code": fingerprint["code"],
+        "device": fingerprint["device"],
+        "versions": fingerprint["versions"],
+    }

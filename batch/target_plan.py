@@ -1,0 +1,115 @@
+"""Shards of a distillation job: consecutive rows of one size, so that a file has one bucket, and
+which of its rows bring the text of a caption that no earlier row has."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from batch.manifest import Manifest, ManifestFile
+from batch.shards import Shard, digest, plan
+from schemas.jobs import DistillJob
+
+READ = 2**14  # rows at a time
+COLUMNS = (
+    *("prompt", "caption", "negative_prompt", "cfg_scale", "t5_sequence_length"),
+    *("height", "width", "loras"),
+)
+Size = tuple[int, int]
+
+
+def target_plan(manifest: Manifest, job: DistillJob) -> list[Shard]:
+    """All shards, in the manifest's order; a pure function of manifest and job."""
+    seen: set[bytes] = set()
+    out: list[Shard] = []
+    by_file: dict[str, list[Shard]] = {}
+    for shard in plan(manifest, job.rows_per_shard, job.recipe()):
+        by_file.setdefault(shard.file.name, []).append(shard)
+    for file in manifest.files:
+        rows = rows_of(manifest, file)
+        for shard in by_file.get(file.name, ()):
+            some = [next(rows) for _ in range(shard.rows)]
+            out += split(shard, some, job, seen)
+    return out
+
+
+def rows_of(manifest: Manifest, file: ManifestFile) -> Iterator[Mapping[str, Any]]:
+    """What a plan has to know of each row, as the file has it."""
+    columns = [name for name in COLUMNS if name in file.schema.names]
+    with manifest.fs.open_input_file(file.path) as stream:
+        for batch in pq.ParquetFile(stream).iter_batches(READ, columns=columns):
+            yield from batch.to_pylist()
+
+
+def split(
+    shard: Shard, rows: list[Mapping[str, Any]], job: DistillJob, seen: set[bytes]
+) -> list[Shard]:
+    """The shard's rows by their size. Of a row whose size makes no sense the first file says so."""
+    sizes: dict[Size, list[int]] = {}
+    lost: list[int] = []
+    for number, row in enumerate(rows, shard.first):
+        size = size_of(row, job)
+        if size is None:
+            lost.append(number)
+        else:
+            sizes.setdefault(size, []).append(number)
+    if not sizes:
+        sizes[size_of({}, job) or (0, 0)] = []
+    out = []
+    for (height, width), numbers in sizes.items():
+        mine = sorted([*numbers, *lost])
+        lost = []
+        bucket = f"{height}x{width}"
+        stem = shard.name.rpartition("-")[0]
+        only = tuple((n, sample) for n in mine for sample in range(job.samples_per_row))
+        texts = [(n, k) for n in mine for k in new(rows[n - shard.first], job, seen)]
+        out.append(
+            replace(
+                shard,
+                name=f"{stem}-{bucket}-{digest([shard.name, bucket])}",
+                only=only,
+                bucket=bucket,
+                texts=tuple(texts) if job.store_text else (),
+                duplicates=tuple(pair for pair in shard.duplicates if pair[0] in set(mine)),
+            )
+        )
+    return out
+
+
+def size_of(row: Mapping[str, Any], job: DistillJob) -> Size | None:
+    """A row's height and width, or None if they are no sizes."""
+    out = []
+    for name in ("height", "width"):
+        value = row.get(name)
+        value = getattr(job.sampling, name) if value is None else value
+        if not isinstance(value, int | float) or value != value or value != int(value):
+            return None
+        out.append(int(value))
+    return out[0], out[1]
+
+
+def new(row: Mapping[str, Any], job: DistillJob, seen: set[bytes]) -> Iterator[int]:
+    """Which of a row's captions are met for the first time; they are known from then on."""
+    for number, caption in captions(row, job):
+        key = hashlib.blake2b(json.dumps(caption).encode(), digest_size=12).digest()
+        if key not in seen:
+            seen.add(key)
+            yield number
+
+
+def captions(row: Mapping[str, Any], job: DistillJob) -> Iterator[tuple[int, list[Any]]]:
+    """All that decides each of a row's texts: of the prompt (0), and of the negative one (1) if it
+    counts."""
+    told = job.sampling
+    length = row.get("t5_sequence_length") or told.t5_sequence_length
+    worn = row.get("loras")
+    loras = [entry.model_dump() for entry in told.loras] if worn is None else worn
+    if (prompt := row.get("prompt") or row.get("caption")) is not None:
+        yield 0, [prompt, length, loras]
+    scale = told.cfg_scale if row.get("cfg_scale") is None else row["cfg_scale"]
+    if scale != 1.0 or getattr(job.target, "unconditional", False):
+        negative = row.get("negative_prompt")
+        yield 1, [told.negative_prompt if negative is None else negative, length, loras]
