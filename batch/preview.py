@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from batch.manifest import Manifest, Row, RowReader
 from batch.shards import Shard, count_rows
 from schemas.base import SchemaError
-from schemas.jobs import GenerateJob
+from schemas.jobs import Job, row_of
 from schemas.sampling import Sampling
 
 FAULTS_SHOWN = 20
@@ -24,7 +24,7 @@ class Preview:
     faulty: int = 0
     faults: list[str] = field(default_factory=list)
 
-    def add(self, job: GenerateJob, shard: Shard, row: Row, first: str | None) -> None:
+    def add(self, job: Job, shard: Shard, row: Row, first: str | None) -> None:
         if first is not None:
             self._fault(shard, row, f"the key stands first in {first}")
         elif row.parsed is None:
@@ -64,13 +64,14 @@ def bucket(sampling: Sampling) -> str:
     )
 
 
-def preview(job: GenerateJob, manifest: Manifest, shards: list[Shard]) -> Preview:
+def preview(job: Job, manifest: Manifest, shards: list[Shard]) -> Preview:
     """Parse every row; ManifestError has been ruled out before."""
     rows = count_rows(shards)
     out = Preview(len(shards), rows, rows * job.samples_per_row)
-    reader = RowReader(manifest.fs)
+    reader = RowReader(manifest.fs, row_of(job))
     for shard in shards:
         repeated = dict(shard.duplicates)
         for row in reader.read(shard.file, shard.first, shard.rows):
-            out.add(job, shard, row, repeated.get(row.number))
+            if shard.holds(row.number):
+                out.add(job, shard, row, repeated.get(row.number))
     return out

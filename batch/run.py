@@ -21,9 +21,12 @@ from batch.pool import Pool
 from batch.report import RunReport
 from batch.retry import retry_of, turns
 from batch.shards import Shard, plan
+from batch.target_plan import target_plan
+from batch.targets.card import publish_targets
 from batch.telemetry import Telemetry
 from batch.workers import share_of
-from schemas.jobs import GenerateJob
+from schemas.jobs import DistillJob, Job, row_of
+from schemas.records import ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -35,28 +38,34 @@ Stop = Callable[[], bool]
 class WorkerFactory:
     """Makes a worker in whichever process it is called; small, so that it travels."""
 
-    def __init__(self, job: GenerateJob, roots: tuple[str, ...]) -> None:
+    def __init__(self, job: Job, roots: tuple[str, ...]) -> None:
         self.job, self.roots = job, roots
 
     def __call__(self, crumb: Path) -> ShardWorker:
-        from batch.stages.generate import GenerateStage  # with it comes torch: not in the driver
+        # with stages comes torch: not in the driver
+        from batch.stages.distill import DistillStage
+        from batch.stages.generate import GenerateStage
 
-        return ShardWorker(self.job, GenerateStage(self.job, self.roots), crumb)
+        kind = DistillStage if isinstance(self.job, DistillJob) else GenerateStage
+        return ShardWorker(self.job, kind(self.job, self.roots), crumb)
 
 
-def checked_plan(job: GenerateJob) -> tuple[Manifest, list[Shard]]:
+def checked_plan(job: Job) -> tuple[Manifest, list[Shard]]:
     """The manifest's shards; ManifestError before anything is started."""
     manifest = Manifest(job.manifest)
+    if isinstance(job, DistillJob):
+        manifest.check(job.passthrough, row_of(job), frozenset(ImageRecord.model_fields))
+        return manifest, target_plan(manifest, job)
     manifest.check(job.passthrough)
     return manifest, plan(manifest, job.rows_per_shard, job.recipe())
 
 
 def run(
-    job: GenerateJob,
+    job: Job,
     manifest: Manifest,
     shards: list[Shard],
     start: Callable[[], Stop],
-    factory: Callable[[GenerateJob, tuple[str, ...]], MakeWorker] = WorkerFactory,
+    factory: Callable[[Job, tuple[str, ...]], MakeWorker] = WorkerFactory,
     *,
     retry_rejected: bool = False,
 ) -> tuple[RunReport, bool]:
@@ -95,7 +104,7 @@ def run(
 
 
 def left_to_do(
-    job: GenerateJob, output: Output, shards: list[Shard], *, retry_rejected: bool
+    job: Job, output: Output, shards: list[Shard], *, retry_rejected: bool
 ) -> tuple[RunReport, list[Shard]]:
     """What stands in the output, counted, and the shards that are to be made."""
     published = turns(output.finished())
@@ -148,7 +157,7 @@ def check_nodes(output: Output) -> None:
         raise JobError(unseen(output.storage.uri, ", ".join(blinded)))
 
 
-def placed(job: GenerateJob, gpus: int) -> GenerateJob:
+def placed(job: Job, gpus: int) -> Job:
     """The job with its device decided: a worker that has a GPU must not fall back to a CPU."""
     engine = job.engine.model_copy(update={"device": "cuda" if gpus else "cpu"})
     return job.model_copy(update={"engine": engine})
@@ -158,7 +167,7 @@ def watch(
     pool: Pool,
     todo: Iterable[Shard],
     report: RunReport,
-    job: GenerateJob,
+    job: Job,
     write: Callable[[str], None],
 ) -> None:
     """Drive the pool, count its reports and say every few seconds how far it is."""
@@ -200,8 +209,11 @@ def write_report(output: Output, name: str, report: RunReport, state: str) -> No
         logger.warning("report not written", extra={"report": name, "why": str(error)})
 
 
-def publish(job: GenerateJob, output: Output, report: RunReport) -> None:
+def publish(job: Job, output: Output, report: RunReport) -> None:
     """The dataset's page to look at and, last, its card: if that is right, so is the page."""
+    if isinstance(job, DistillJob):
+        publish_targets(job, output, report)
+        return
     text = card(job, report).encode()
     storage = output.storage
     if storage.exists("README.md") and storage.read("README.md") == text:

@@ -33,6 +33,10 @@ class Shard:
     bucket: str = ""
     texts: tuple[tuple[int, int], ...] = ()
 
+    def holds(self, row: int) -> bool:
+        """Whether a row of the file is one of this shard's."""
+        return not self.only or any(number == row for number, _ in self.only)
+
     def pictures(self, samples: int) -> int:
         """How many are asked for, at so many samples a row."""
         return len(self.only) or self.rows * samples
@@ -99,4 +103,4 @@ def hash_keys(keys: pa.Array) -> np.ndarray:
 
 
 def count_rows(shards: Iterable[Shard]) -> int:
-    return sum(shard.rows for shard in shards)
+    return sum(len({row for row, _ in shard.only}) or shard.rows for shard in shards)

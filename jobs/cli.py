@@ -15,6 +15,7 @@ from rich.table import Table
 
 from batch.errors import JobError
 from schemas.base import Schema, SchemaError
+from schemas.jobs import DistillJob, GenerateJob, Job
 
 S = TypeVar("S", bound=Schema)
 
@@ -35,6 +36,18 @@ def load(schema: type[S], config: Path, changes: Sequence[str]) -> S:
     for change in changes:
         set_value(values, change)
     return schema.parse(values, str(config))
+
+
+def load_job(config: Path, changes: Sequence[str]) -> Job:
+    """A job of whichever kind: only distillation has a `target`."""
+    try:
+        values = yaml.safe_load(config.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        values = None  # `load` says what is wrong
+    named = isinstance(values, dict) and "target" in values
+    if named or any(change.startswith("target.") for change in changes):
+        return load(DistillJob, config, changes)
+    return load(GenerateJob, config, changes)
 
 
 def set_value(values: Any, change: str) -> None:

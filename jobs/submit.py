@@ -28,7 +28,8 @@ from batch.shards import digest
 from batch.storage import name_of
 from jobs import cli
 from schemas.base import SchemaError
-from schemas.jobs import GenerateJob
+from schemas.jobs import DistillJob, Job, row_of
+from schemas.records import ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def states(server: Server) -> Mapping[str, JobStatus]:
     return {job.submission_id: job.status for job in server.list_jobs() if job.submission_id}
 
 
-def submission_of(job: GenerateJob, config: Path, changes: list[str], tick: str) -> Submission:
+def submission_of(job: Job, config: Path, changes: list[str], tick: str) -> Submission:
     """SchemaError or ManifestError if the job cannot run from a copy of this folder."""
     here = Path.cwd()
     place = config.resolve()
@@ -107,7 +108,8 @@ def submission_of(job: GenerateJob, config: Path, changes: list[str], tick: str)
     identity = digest([job.recipe(), job.manifest, job.output, files])[:12]
     slug = re.sub(r"[^a-z0-9]+", "-", name_of(job.output).lower()).strip("-")[:40]
     parts = ["fluxmill", slug, identity, re.sub(r"[^A-Za-z0-9]+", "-", tick).strip("-")]
-    words = ["python", "-m", "jobs.generate", "--config", str(place.relative_to(here))]
+    module = "jobs.distill" if isinstance(job, DistillJob) else "jobs.generate"
+    words = ["python", "-m", module, "--config", str(place.relative_to(here))]
     for change in changes:
         words += ["--set", change]
     name = "-".join(part for part in parts if part)
@@ -118,13 +120,14 @@ def absolute(address: str) -> bool:
     return "://" in address or Path(address).is_absolute()
 
 
-def manifest_files(job: GenerateJob) -> list[list[Any]] | None:
+def manifest_files(job: Job) -> list[list[Any]] | None:
     """Name, size and footer of each file, checked; None if only the cluster sees the manifest."""
     if not seen_here(job.manifest):
         logger.info("manifest is not on this machine: not checked", extra={"at": job.manifest})
         return None
     manifest = Manifest(job.manifest)
-    manifest.check(job.passthrough)
+    lineage = ImageRecord.model_fields if isinstance(job, DistillJob) else ()
+    manifest.check(job.passthrough, row_of(job), frozenset(lineage))
     return [[file.name, file.size, file.footer] for file in manifest.files]
 
 
@@ -187,7 +190,7 @@ def main(
     """Submit a job to a Ray cluster unless it is there."""
     cli.start_logging()
     try:
-        job = cli.load(GenerateJob, config, set_ or [])
+        job = cli.load_job(config, set_ or [])
         submission = submission_of(job, config, set_ or [], tick)
         if dry_run:
             cli.last_line({"submission_id": submission.name, "entrypoint": submission.entrypoint})

@@ -11,13 +11,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from batch.errors import PictureError
+from batch.errors import OutputError, PictureError
+from batch.output import RUN, Output, to_json
 from batch.publish import Beside, Written
 from batch.shards import Shard
 from batch.sink import Carried
 from batch.stages.base import Listener
 from batch.stages.generate import Asked, GenerateStage, Listening, done
 from batch.targets.checks import KINDS, Checks, Row
+from batch.targets.identity import IdentityError, refuse_other
 from batch.targets.layout import digest_of, tap_column, write_targets
 from batch.targets.noise import derived, hash_of, noise_of
 from batch.targets.tensors import stored
@@ -87,6 +89,14 @@ class DistillStage(GenerateStage):
         self.teacher = Teacher(self.model, taps)
         self.checks = Checks(self.teacher, target.kind)
         self.identity = identity_of(self.job, self.model, self.fingerprint)
+        output = Output(self.job.output, self.job.format)
+        name = f"{RUN}/identity.json"
+        if not output.storage.create(name, to_json(self.identity)):
+            there = json.loads(output.storage.read(name))
+            try:
+                refuse_other(self.identity, there, f"{self.job.output}: made by another teacher")
+            except IdentityError as error:
+                raise OutputError(str(error)) from None
 
     def _ask(self, wish: Wish, listener: Listener) -> Asked:
         asked = super()._ask(wish, listener)
@@ -121,6 +131,8 @@ class DistillStage(GenerateStage):
                 yield one.wish, done(rejected(one.wish, file, name, str(outcome)))
             else:
                 made.append((one, self._target(one, file, *outcome)))
+        if listener.leaving():  # what would be asked about again is left undone
+            made = [(a, r) for a, r in made if not self._sampled(r)]
         errors = self._checked(made, listener)
         for one, record in made:
             update = {"check_rel": errors.get(record.sample_id)}
@@ -130,14 +142,15 @@ class DistillStage(GenerateStage):
         self, made: Sequence[tuple[Asked, TargetRecord]], listener: Listener
     ) -> dict[str, float]:
         """Relative errors of a share of these rows, asked about again."""
-        if self.job.target.kind not in KINDS:
-            return {}
-        some = [(a, r) for a, r in made if drawn(r.sample_id, self.job.check_share)]
-        if not some or listener.leaving():
+        some = [(a, r) for a, r in made if self._sampled(r)]
+        if not some:
             return {}
         listener.at("check", [asked.wish for asked, _ in some])
         errors = self.checks.errors([Row(record, a.request.loras) for a, record in some])
         return {name: float(torch.tensor(error)) for name, error in errors.items()}
+
+    def _sampled(self, record: TargetRecord) -> bool:
+        return self.job.target.kind in KINDS and drawn(record.sample_id, self.job.check_share)
 
     def _made(
         self, asked: list[Asked], listener: Listener

@@ -11,7 +11,7 @@ from batch.errors import OutputError
 from batch.report import ShardReport
 from batch.run import checked_plan
 from batch.stages.generate import GenerateStage
-from jobs.generate import resolved
+from jobs.work import resolved
 from schemas.jobs import GenerateJob
 from tests.batch.doubles import write_manifest
 from tests.conftest import ShapesEngine

@@ -15,7 +15,7 @@ import yaml
 
 from batch.output import Output
 from jobs import cli
-from jobs.generate import resolved
+from jobs.work import resolved
 from schemas.jobs import GenerateJob
 from tests.batch.doubles import column, data_bytes, write_manifest
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from batch.actor import ShardWorker
 from batch.run import checked_plan
 from batch.stages.generate import GenerateStage
-from jobs.generate import resolved
+from jobs.work import resolved
 from schemas.jobs import GenerateJob
 from shapes.dataset import rows_of, to_tensor
 from shapes.folder import AUTOENCODER, SAMPLING, TRANSFORMER, defaults
