@@ -107,7 +107,9 @@ def captions(row: Mapping[str, Any], job: DistillJob) -> Iterator[tuple[int, lis
     length = row.get("t5_sequence_length") or told.t5_sequence_length
     worn = row.get("loras")
     loras = [entry.model_dump() for entry in told.loras] if worn is None else worn
-    if (prompt := row.get("prompt") or row.get("caption")) is not None:
+    prompt = row.get("prompt")
+    prompt = row.get("caption") if prompt is None else prompt
+    if prompt is not None:
         yield 0, [prompt, length, loras]
     scale = told.cfg_scale if row.get("cfg_scale") is None else row["cfg_scale"]
     if scale != 1.0 or getattr(job.target, "unconditional", False):

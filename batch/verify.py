@@ -90,7 +90,18 @@ def check_shard(
             f"{DATA}/{data}: sum is {files[0].sum[:16]}…, its receipt says {wanted}… "
             f"({files[0].bytes} bytes; {receipts[0].data_bytes} were written)"
         ]
-    return files, list(check_rejects(storage, fitting, rejects, files, tried_again=tried_again))
+    faults = list(check_rejects(storage, fitting, rejects, files, tried_again=tried_again))
+    return files, faults + list(check_beside(storage, fitting[0], files))
+
+
+def check_beside(storage: Storage, receipt: Receipt, files: list[Summed]) -> Iterator[str]:
+    for name, wanted in receipt.beside.items():
+        if not storage.exists(name):
+            yield f"{name}: is missing"
+            continue
+        files.append(summed(storage, name))
+        if files[-1].sum != wanted:
+            yield f"{name}: sum is {files[-1].sum[:16]}…, its receipt says {wanted[:16]}…"
 
 
 def check_rejects(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from batch.errors import OutputError, PictureError
+from batch.errors import LoraError, OutputError, PictureError
 from batch.output import RUN, Output, to_json
 from batch.publish import Beside, Written
 from batch.shards import Shard
@@ -275,7 +275,7 @@ class DistillStage(GenerateStage):
             )
             if (0, -1) in answers:
                 tensors["v_uncond"] = torch.stack([answers[m, -1].velocity for m in levels])
-        outfit = self.model.loras.outfit(asked.request)
+        shelf = self.model.loras.shelf
         told: Values = {
             "noise_algo": NOISE,
             "t": row.t,
@@ -283,7 +283,7 @@ class DistillStage(GenerateStage):
             "t_noise_hash": tuple(row.hashes),
             "guidances": row.guidances,
             "embedded_guidance": row.guidances[0],
-            "loras": worn(asked, tuple(lora.digest for lora, _ in outfit.loras)),
+            "loras": worn(asked, [shelf.take(use).digest for use in asked.request.loras]),
         }
         return tensors, told
 
@@ -324,31 +324,36 @@ class DistillStage(GenerateStage):
 
     def beside(self, shard: Shard, wishes: Sequence[Wish]) -> Beside:
         """The texts of captions that this shard's rows are the first to have."""
-        texts: dict[str, Told] = {}
         rows = {wish.row.number: wish for wish in wishes}
+        wanted: dict[int, GenerationRequest] = {}
         for number, which in shard.texts:
-            told = self._text(rows[number], which)
-            if told is not None:
-                texts[told.caption_id] = told
-        if not texts:
+            request = self._about(rows[number], which)
+            if request is not None:
+                wanted[len(wanted)] = request
+        if not wanted:
             return ()
-        name = f"{TEXT}/{shard.name}{SUFFIX}"
-        return ((name, lambda file: write_texts(file, texts.values(), self.identity)),)
+        outfits = {i: self.model.loras.outfit(request) for i, request in wanted.items()}
+        bucket = next(iter(self.model.buckets(wanted, outfits)))
+        texts = self.model.encode_texts(wanted, outfits, bucket)
+        told: dict[str, Told] = {}
+        for i, request in wanted.items():
+            caption, length = request.prompt, request.t5_sequence_length
+            text = texts[outfits[i].text_key][caption, length]
+            name = self._caption_id(request, caption)
+            told[name] = Told(name, caption, text.states_TW, text.pooled_P)
+        file = f"{TEXT}/{shard.name}{SUFFIX}"
+        return ((file, lambda opened: write_texts(opened, told.values(), self.identity)),)
 
-    def _text(self, wish: Wish, which: int) -> Told | None:
-        """What the encoders say to a row's caption (0) or negative one (1); None if the row cannot
+    def _about(self, wish: Wish, which: int) -> GenerationRequest | None:
+        """A request for nothing but a row's caption (0) or negative one (1); None if the row cannot
         be asked for at all, so that it is rejected."""
         try:
             request = super()._ask(wish, Nobody()).request
-            caption = (request.prompt, request.negative_prompt)[which]
-            one = {0: replace(request, prompt=caption, cfg_scale=1.0)}
-            outfits = {0: self.model.loras.outfit(request)}
-        except (SchemaError, RequestError, PictureError):
+            self.model.loras.outfit(request)
+        except (SchemaError, RequestError, PictureError, LoraError):
             return None
-        bucket = next(iter(self.model.buckets(one, outfits)))
-        texts = self.model.encode_texts(one, outfits, bucket)
-        text = texts[outfits[0].text_key][caption, request.t5_sequence_length]
-        return Told(self._caption_id(request, caption), caption, text.states_TW, text.pooled_P)
+        caption = (request.prompt, request.negative_prompt)[which]
+        return replace(request, prompt=caption, cfg_scale=1.0, decode=False)
 
 
 class Nobody:

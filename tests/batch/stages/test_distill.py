@@ -1,0 +1,207 @@
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from batch.actor import ShardWorker
+from batch.errors import OutputError
+from batch.run import checked_plan
+from batch.stages.distill import DistillStage
+from batch.targets.layout import digest_of, from_row, tensor_names
+from batch.targets.noise import hash_of, noise_of
+from batch.targets.tensors import loaded
+from batch.targets.text import TextTable
+from flux_engine.sampling.trace import states
+from jobs.work import resolved
+from schemas.jobs import DistillJob
+from schemas.records import TargetRecord
+from tests.batch.doubles import write_manifest
+from tests.batch.targets.made import CAPTIONS, TARGETS, columns, make
+from tests.batch.test_loras import work as make_pictures
+from tests.conftest import ShapesEngine
+from tests.flux_engine.adapters.wearing import file_of
+
+
+def records(output: Path) -> dict[str, TargetRecord]:
+    """Rows by key."""
+    out = {}
+    for file in sorted((output / "data").glob("*.parquet")):
+        table = pq.read_table(file)
+        names = [name.removesuffix("_bytes") for name in table.column_names if "_bytes" in name]
+        for row in table.to_pylist():
+            out[row["key"]] = from_row(row, names)
+    return out
+
+
+def tensor(record: TargetRecord, name: str) -> torch.Tensor:
+    one = record.tensors[name]
+    return loaded(one.bytes, one.shape, one.dtype)
+
+
+def work(folder: Path, manifest: dict[str, Any], **values: Any) -> tuple[DistillJob, list[Any]]:
+    write_manifest(folder / "m" / "a.parquet", manifest)
+    told = {
+        "manifest": str(folder / "m" / "a.parquet"),
+        "output": str(folder / "out"),
+        "engine": {"device": "cpu", "torch_dtype": "float32", "micro_batch": 2},
+        "sampling": {"num_inference_steps": 4, **values.pop("sampling", {})},
+    }
+    job = resolved(DistillJob.parse(told | values))
+    _, shards = checked_plan(job)
+    worker = ShardWorker(job, DistillStage(job, (str(folder / "m"),)))
+    worker.output.claim(job.recipe())
+    worker.setup()
+    return job, [worker(shard) for shard in shards]
+
+
+@pytest.mark.parametrize("name", ["pair", "path", "cache", "velocity", "feature"])
+def test_each_kind_is_made_with_all_that_it_promises(name: str, tmp_path: Path) -> None:
+    output = make(tmp_path / name, name, check_share=1.0)
+    made = records(output)
+    assert set(made) == {f"row {i}" for i in range(len(CAPTIONS))}
+    target = {"kind": "x"} | TARGETS[name]["target"]
+    table = TextTable(output / "text")
+    assert len(table) == len(set(CAPTIONS))  # the negative one, which is empty, is among them
+    for i, caption in enumerate(CAPTIONS):
+        record = made[f"row {i}"]
+        assert set(record.tensors) == set(tensor_names(target))
+        assert (record.caption, record.source_row) == (caption, i)
+        assert table[record.caption_id].caption == caption
+        data = {n: t.bytes for n, t in record.tensors.items()}
+        assert digest_of(record.model_dump(), data) == record.digest
+        if name != "cache":
+            rounded = any(t.dtype == "bfloat16" for t in record.tensors.values())
+            assert record.check_rel is not None
+            assert record.check_rel < (5e-3 if rounded else 1e-3)
+
+
+def test_a_path_leads_from_its_noise_to_the_pairs_latent(tmp_path: Path) -> None:
+    sampling = {"num_inference_steps": 8}
+    pairs = records(make(tmp_path / "a", "pair", sampling=sampling, dtype="float32"))
+    for segments in (None, 4):
+        target = {"kind": "path", "segments": segments}
+        paths = records(
+            make(
+                tmp_path / str(segments), "path", target=target, sampling=sampling, dtype="float32"
+            )
+        )
+        for key, path in paths.items():
+            pair = pairs[key]
+            assert (path.seed, path.noise_hash) == (pair.seed, pair.noise_hash)
+            assert path.seed is not None
+            noise = noise_of(path.seed, (16, path.height // 8, path.width // 8))
+            assert hash_of(noise) == path.noise_hash
+            end = states(noise, tensor(path, "u"), path.sigmas)[-1]
+            latent = tensor(pair, "latent")
+            assert (end - latent).norm() <= 1e-5 * latent.norm()
+            assert len(path.sigmas) == (segments or 8) + 1
+            assert set(path.sigmas) <= set(pair.sigmas)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float16", 1e-3), ("bfloat16", 3e-3)])
+def test_stored_velocities_and_their_states_are_near_the_truth(
+    dtype: str, bound: float, tmp_path: Path
+) -> None:
+    truth = records(make(tmp_path / "a", "path32"))
+    stored = records(make(tmp_path / "b", "path16", dtype=dtype))
+    for key, record in stored.items():
+        wanted, found = tensor(truth[key], "u"), tensor(record, "u").float()
+        assert len(found) == 28
+        for one, other in zip(found, wanted, strict=True):
+            assert (one - other).norm() <= bound * other.norm()
+        assert record.seed is not None
+        noise = noise_of(record.seed, found.shape[1:])
+        for one, other in zip(
+            states(noise, found, record.sigmas), states(noise, wanted, record.sigmas), strict=True
+        ):
+            assert (one - other).norm() <= bound * other.norm()
+
+
+def test_a_row_at_a_large_size_costs_little_more_than_its_tensors(tmp_path: Path) -> None:
+    manifest = {"prompt": ["a red circle"] * 2, "key": ["a", "b"]}
+    for target, most in (({"kind": "pair"}, 0.55), ({"kind": "path", "segments": 4}, 2.2)):
+        folder = tmp_path / target["kind"]
+        sampling = {"height": 512, "width": 512, "num_inference_steps": 4}
+        work(folder, manifest, target=target, sampling=sampling)
+        (file,) = (folder / "out" / "data").iterdir()
+        # a quarter of the pixels of 1024², so a quarter of the tensors; words do not shrink
+        assert file.stat().st_size / 2 <= most / 4 * 2**20
+
+
+def test_bad_rows_are_rejected_and_cost_no_other(tmp_path: Path) -> None:
+    manifest = columns(tmp_path, "cache")
+    manifest["image"] = [
+        *manifest["image"][:4], {"bytes": b"no picture", "path": None}, None,
+        {"bytes": None, "path": "../secret.png"}, manifest["image"][7],
+    ]  # fmt: skip
+    manifest["rand_device"] = [None] * 7 + ["cuda"]
+    del manifest["origin"]
+    for file in tmp_path.glob("*.png"):
+        (tmp_path / "m").mkdir(exist_ok=True)
+        file.rename(tmp_path / "m" / file.name)
+    _, reports = work(tmp_path, manifest, target={"kind": "cache"})
+    assert (sum(r.done for r in reports), sum(r.rejected for r in reports)) == (4, 4)
+    table = pq.read_table(tmp_path / "out" / "rejected").to_pylist()
+    reasons = {row["key"]: row["reason"] for row in table}
+    for key, words in (
+        ("row 4", "not a readable picture"),
+        ("row 5", "no image"),
+        ("row 6", "outside the allowed places"),
+        ("row 7", "noise from the CPU alone"),
+    ):
+        assert words in reasons[key]
+    assert len(TextTable(tmp_path / "out" / "text")) == len(set(CAPTIONS))
+
+
+def test_our_own_image_datasets_are_manifests_too(tmp_path: Path) -> None:
+    prompts = {"prompt": ["a red circle", "a blue square"], "key": ["a", "b"]}
+    make_pictures(tmp_path / "images", prompts)
+    images = pq.read_table(tmp_path / "images" / "out" / "data")
+    for kind in ("cache", "pair"):
+        (tmp_path / kind / "m").mkdir(parents=True)
+        pq.write_table(images, tmp_path / kind / "m" / "a.parquet")
+        told = {
+            "manifest": str(tmp_path / kind / "m" / "a.parquet"),
+            "output": str(tmp_path / kind / "out"),
+            "target": {"kind": kind},
+            "engine": {"device": "cpu", "torch_dtype": "float32", "micro_batch": 2},
+        }
+        job = resolved(DistillJob.parse(told))
+        _, shards = checked_plan(job)
+        worker = ShardWorker(job, DistillStage(job, (str(tmp_path / kind / "m"),)))
+        worker.output.claim(job.recipe())
+        worker.setup()
+        for shard in shards:
+            assert worker(shard).done == 2
+        made = records(tmp_path / kind / "out")
+        assert [made[key].caption for key in "ab"] == ["a red circle", "a blue square"]
+    seeds = dict(zip(images["key"].to_pylist(), images["seed"].to_pylist(), strict=True))
+    assert {key: record.seed for key, record in made.items()} == seeds
+
+
+def test_loras_are_worn_by_the_teacher_and_told_of(
+    tmp_path: Path, shapes_engine: ShapesEngine
+) -> None:
+    file = file_of(tmp_path / "m", shapes_engine())
+    manifest = columns(tmp_path / "m", "velocity")
+    del manifest["origin"]
+    loras = [None, [{"path": file.name, "scale": 0.5}], [{"path": file.name, "scale": 0.0}]]
+    manifest["loras"] = loras + [None] * 5
+    target = {"kind": "velocity", "timesteps": [0.3]}
+    work(tmp_path, manifest, target=target, check_share=1.0, dtype="float32")
+    made = records(tmp_path / "out")
+    assert [lora.scale for lora in made["row 1"].loras] == [0.5]
+    assert [lora.scale for lora in made["row 2"].loras] == [0.0]
+    assert all(record.check_rel is not None for record in made.values())
+    assert all((record.check_rel or 0.0) < 1e-3 for record in made.values())
+
+
+def test_an_output_of_another_teacher_is_refused(tmp_path: Path) -> None:
+    manifest = {"prompt": ["a"], "key": ["a"]}
+    _, _ = work(tmp_path, manifest, target={"kind": "pair"})
+    identity = tmp_path / "out" / "_run" / "identity.json"
+    identity.write_text(identity.read_text().replace('"euler"', '"heun"'))
+    with pytest.raises(OutputError, match="solver is 'euler' and 'heun'"):
+        work(tmp_path, manifest, target={"kind": "pair"})

@@ -1,0 +1,164 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from batch.errors import OutputError
+from batch.output import to_json
+from batch.storage import Storage
+from batch.targets.verdict import Verdict
+from batch.targets.verification import ENOUGH, Dataset, Sample, verify_rows, verify_teacher
+from flux_engine import FluxEngine
+from tests.batch.stages.test_distill import records, work
+from tests.conftest import ShapesEngine
+
+WORDS = [
+    f"a {size} {colour} {shape} at the {place} on a {ground} background"
+    for size in ("small", "large")
+    for colour in ("red", "green", "blue")
+    for shape in ("circle", "square", "triangle")
+    for place, ground in (("top", "black"), ("left", "white"))
+]
+assert len(WORDS) >= ENOUGH
+COARSE = {"device": "cpu", "torch_dtype": "bfloat16", "micro_batch": 2}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of paths, of as many rows as a median takes."""
+    return dataset(tmp_path_factory.mktemp("verified"), {"kind": "path"})
+
+
+def dataset(folder: Path, target: dict[str, Any], **values: Any) -> Path:
+    manifest = {"prompt": WORDS, "key": [f"k{i}" for i in range(len(WORDS))]}
+    job, _ = work(folder, manifest, target=target, sampling={"num_inference_steps": 8}, **values)
+    (folder / "out" / "_run" / "job.json").write_bytes(to_json(job.model_dump(mode="json")))
+    return folder / "out"
+
+
+def looked_at(output: Path, engine: FluxEngine | None = None) -> Verdict:
+    verdict = Verdict("here")
+    found = Dataset(Storage(str(output)))
+    sample = verify_rows(found, verdict, len(WORDS))
+    if engine is not None:
+        folder = str(output.parent / "m")
+        pictures, _ = verify_teacher(found, engine, sample, verdict, folder=folder, replays=2)
+        assert len(pictures) > 0
+    return verdict
+
+
+def by_name(verdict: Verdict) -> dict[str, Any]:
+    return {finding.name: finding for finding in verdict.findings}
+
+
+@pytest.mark.parametrize(
+    ("target", "values"),
+    [
+        ({"kind": "path"}, {}),
+        ({"kind": "path", "segments": 2}, {"dtype": "bfloat16"}),
+        ({"kind": "pair"}, {}),
+        ({"kind": "pair"}, {"engine": COARSE}),
+        ({"kind": "path"}, {"engine": COARSE}),
+    ],
+    ids=["path", "segments in bfloat16", "pair", "pair by bfloat16", "path by bfloat16"],
+)
+def test_the_teacher_agrees_and_every_control_fails_by_far(
+    target: dict[str, Any], values: dict[str, Any], tmp_path: Path, shapes_engine: ShapesEngine
+) -> None:
+    output = dataset(tmp_path, target, **values)
+    kind = getattr(torch, values.get("engine", {}).get("torch_dtype", "float32"))
+    verdict = looked_at(output, shapes_engine(torch_dtype=kind))
+    found = by_name(verdict)
+    assert verdict.passed, verdict.as_json()
+    assert found["asked again"].facts["rows"] >= ENOUGH
+    for control in ("another caption", "guidance off by one", "shifted schedule"):
+        assert found[f"must fail: {control}"].facts["times the right ones"] >= 5.0
+    assert found["texts encoded again"].passed
+    assert not verdict.skipped
+
+
+def changed(output: Path, to: Path, change: Any) -> Path:
+    """A copy of a dataset whose first row is changed, its digests and sums left as they were."""
+    shutil.copytree(output, to)
+    (file,) = (to / "data").iterdir()
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    change(rows[0])
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), file)
+    return to
+
+
+def flip(row: dict[str, Any]) -> None:
+    data = bytearray(row["u_bytes"])
+    data[100] ^= 1
+    row["u_bytes"] = bytes(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        flip,
+        lambda row: row.update(caption=row["caption"] + " "),
+        lambda row: row["sigmas"].__setitem__(3, row["sigmas"][3] + 1e-6),
+        lambda row: row.update(noise_hash=b"12345678"),
+        lambda row: row.update(seed=row["seed"] + 1),
+    ],
+    ids=["a latent's byte", "a caption", "a sigma", "a noise's hash", "a seed"],
+)
+def test_one_change_in_one_row_is_found_and_named(change: Any, made: Path, tmp_path: Path) -> None:
+    verdict = looked_at(changed(made, tmp_path / "x", change))
+    (finding,) = verdict.findings
+    assert not finding.passed
+    assert any("(k0)" in fault for fault in finding.faults)
+
+
+def test_a_row_whose_digest_fits_a_lie_is_found_by_the_teacher(
+    made: Path, shapes_engine: ShapesEngine
+) -> None:
+    verdict = Verdict("here")
+    found = Dataset(Storage(str(made)))
+    sample = verify_rows(found, verdict, len(WORDS))
+    lies = Sample(len(WORDS))
+    captions = [record.caption for record in sample.rows()]
+    for record, caption in zip(sample.rows(), [*captions[1:], captions[0]], strict=True):
+        lies.offer(record.model_copy(update={"caption": caption}))
+    verify_teacher(found, shapes_engine(), lies, verdict, folder=str(made.parent / "m"), replays=0)
+    assert not by_name(verdict)["asked again"].passed
+
+
+def test_another_teacher_is_named(made: Path, shapes_engine: ShapesEngine) -> None:
+    engine = shapes_engine(text_batch=3)
+    engine.fingerprints = engine.fingerprints | {"dit": {"other.safetensors": "00"}}
+    finding = by_name(looked_at(made, engine))["teacher's identity"]
+    assert not finding.passed
+    assert "teacher.weights.other.safetensors" in finding.faults[0]
+
+
+def test_a_missing_text_and_another_layout_are_found(made: Path, tmp_path: Path) -> None:
+    output = changed(made, tmp_path / "x", lambda _: None)
+    for file in (output / "text").iterdir():
+        file.unlink()
+    (finding,) = looked_at(output).findings
+    assert len(finding.faults) == len(WORDS)
+    assert "has no text" in finding.faults[0]
+    identity = output / "_run" / "identity.json"
+    identity.write_text(json.dumps(json.loads(identity.read_text()) | {"version": 9}))
+    with pytest.raises(OutputError, match="version 9"):
+        Dataset(Storage(str(output)))
+
+
+def test_a_sample_is_the_same_each_time_and_no_larger(made: Path) -> None:
+    rows = list(records(made).values())
+    samples = []
+    for order in (rows, rows[::-1]):
+        sample = Sample(5)
+        for row in order:
+            sample.offer(row)
+        samples.append([row.key for row in sample.rows()])
+    assert samples[0] == samples[1]
+    assert len(samples[0]) == 5
