@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -20,19 +20,19 @@ from batch.stages.base import Listener
 from batch.stages.generate import Asked, GenerateStage, Listening, done
 from batch.targets.checks import KINDS, Checks, Row
 from batch.targets.identity import IdentityError, refuse_other
-from batch.targets.layout import digest_of, tap_column, write_targets
+from batch.targets.layout import digest_of, write_targets
 from batch.targets.noise import derived, hash_of, noise_of
+from batch.targets.questions import Levelled, Question, levelled, queries_of, tensors_of
+from batch.targets.teacher import identity_of
 from batch.targets.tensors import stored
 from batch.targets.text import SUFFIX, TEXT, Told, caption_id, write_texts
 from batch.web import shown
 from batch.wishes import Wish, rejected
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import RequestError
-from flux_engine.models.vae import SCALE, SHIFT
 from flux_engine.request import Generation, GenerationRequest
 from flux_engine.sampling.schedule import sigmas
 from flux_engine.teacher import Answer, Query, Taps, Teacher
-from flux_engine.training.loss import noised
 from schemas.base import SchemaError
 from schemas.jobs import DistillJob
 from schemas.lora import LoraRecord
@@ -42,37 +42,14 @@ from schemas.targets import (
     FROM_PROMPTS,
     NOISE,
     SOLVER,
-    VERSION,
     CacheTarget,
     FeatureTarget,
-    Levels,
     PathTarget,
     VelocityTarget,
 )
 
 Values = dict[str, Any]
 Found = tuple[Mapping[str, Tensor], Values]  # a row's tensors, and what is told of them
-
-
-@dataclass(frozen=True)
-class Question:
-    """One query about a row: which of its noise levels, and which guidance (−1: the negative
-    prompt)."""
-
-    row: int
-    level: int
-    guidance: int
-
-
-@dataclass(frozen=True)
-class Levelled:
-    """A picture's latents as they will be stored, its noise levels, and the keys of their noise."""
-
-    latent: Tensor
-    t: tuple[float, ...]
-    seeds: tuple[int, ...]
-    guidances: tuple[float, ...]
-    hashes: list[str] = field(default_factory=list)
 
 
 class DistillStage(GenerateStage):
@@ -200,11 +177,20 @@ class DistillStage(GenerateStage):
         """Of pictures: what the teacher says at some noise levels."""
         target = self.job.target
         assert isinstance(target, VelocityTarget | FeatureTarget)
-        rows = {i: self._levelled(asked[i], latent) for i, latent in latents.items()}
+        rows = {
+            i: levelled(
+                target,
+                sample_id(asked[i].wish),
+                latent,
+                asked[i].request.embedded_guidance,
+                self.job.dtype,
+            )
+            for i, latent in latents.items()
+        }
         questions: list[Question] = []
         queries: list[Query] = []
         for i, row in rows.items():
-            for question, query in self._queries(i, asked[i].request, row):
+            for question, query in queries_of(target, i, asked[i].request, row):
                 questions.append(question)
                 queries.append(query)
         answers: dict[int, dict[tuple[int, int], Answer]] = {i: {} for i in rows}
@@ -221,62 +207,12 @@ class DistillStage(GenerateStage):
                 continue
             answers[i][question.level, question.guidance] = answer
             if len(answers[i]) == wanted[i]:
-                yield asked[i], self._joined(asked[i], rows[i], answers.pop(i))
+                tensors = tensors_of(target, rows[i], answers.pop(i))
+                yield asked[i], (tensors, self._asked_for(asked[i], rows[i]))
 
-    def _levelled(self, asked: Asked, latent: Tensor) -> Levelled:
-        target, name = self.job.target, sample_id(asked.wish)
-        assert isinstance(target, VelocityTarget | FeatureTarget)
-        given = target.guidance if isinstance(target, VelocityTarget) else ()
-        rounded = latent.to(getattr(torch, self.job.dtype)).float()  # what a reader will have
-        t = levels_of(target, name)
-        return Levelled(
-            latent=rounded,
-            t=t,
-            seeds=tuple(derived(name, m) for m in range(len(t))),
-            guidances=given or (asked.request.embedded_guidance,),
-        )
-
-    def _queries(
-        self, i: int, request: GenerationRequest, row: Levelled
-    ) -> Iterator[tuple[Question, Query]]:
-        unconditional = getattr(self.job.target, "unconditional", False)
-        for m, (t, seed) in enumerate(zip(row.t, row.seeds, strict=True)):
-            noise = noise_of(seed, row.latent.shape)
-            row.hashes.append(hash_of(noise))
-            query = Query(
-                state=noised(row.latent[None], noise[None], torch.tensor([t]))[0],
-                sigma=t,
-                prompt=request.prompt,
-                t5_sequence_length=request.t5_sequence_length,
-                loras=request.loras,
-            )
-            for g, guidance in enumerate(row.guidances):
-                yield Question(i, m, g), replace(query, embedded_guidance=guidance)
-            if unconditional:
-                negative = replace(
-                    query, prompt=request.negative_prompt, embedded_guidance=row.guidances[0]
-                )
-                yield Question(i, m, -1), negative
-
-    def _joined(
-        self, asked: Asked, row: Levelled, answers: Mapping[tuple[int, int], Answer]
-    ) -> Found:
-        """One row's answers as tensors: levels first, then guidances."""
-        levels, guidances = range(len(row.t)), range(len(row.guidances))
-        tensors: dict[str, Tensor] = {"latent": row.latent}
-        target = self.job.target
-        if isinstance(target, FeatureTarget):
-            for tap in target.taps:
-                values = [answers[m, 0].taps[tap] for m in levels]
-                tensors[tap_column(tap)] = torch.stack(values)
-        else:
-            tensors["v_cond"] = torch.stack(
-                [torch.stack([answers[m, g].velocity for g in guidances]) for m in levels]
-            )
-            if (0, -1) in answers:
-                tensors["v_uncond"] = torch.stack([answers[m, -1].velocity for m in levels])
+    def _asked_for(self, asked: Asked, row: Levelled) -> Values:
         shelf = self.model.loras.shelf
-        told: Values = {
+        return {
             "noise_algo": NOISE,
             "t": row.t,
             "t_noise_seed": row.seeds,
@@ -285,7 +221,6 @@ class DistillStage(GenerateStage):
             "embedded_guidance": row.guidances[0],
             "loras": worn(asked, [shelf.take(use).digest for use in asked.request.loras]),
         }
-        return tensors, told
 
     def _target(
         self, asked: Asked, file: str, tensors: Mapping[str, Tensor], told: Values
@@ -377,46 +312,8 @@ def drawn(name: str, share: float) -> bool:
     return derived(name, -2) < share * 2**63
 
 
-def levels_of(target: Levels, name: str) -> tuple[float, ...]:
-    """A row's noise levels, as float32 has them."""
-    if target.timesteps:
-        return tuple(torch.tensor(target.timesteps, dtype=torch.float32).tolist())
-    random = torch.Generator("cpu").manual_seed(derived(name, -3))
-    if target.distribution == "uniform":
-        return tuple(torch.rand(target.queries, generator=random).tolist())
-    draws = torch.randn(target.queries, generator=random)
-    return tuple(torch.sigmoid(target.mean + target.spread * draws).tolist())
-
-
 def worn(asked: Asked, digests: Sequence[str]) -> tuple[LoraRecord, ...]:
     return tuple(
         LoraRecord(name=entry.name, scale=entry.scale, sha256=digest)
         for entry, digest in zip(asked.sampling.loras, digests, strict=True)
     )
-
-
-def identity_of(job: DistillJob, engine: FluxEngine, fingerprint: Mapping[str, Any]) -> Values:
-    """Who answers: what a reader compares before it lets targets be used."""
-    loras = {
-        entry.name: {"scale": entry.scale, "sha256": fingerprint["weights"][f"LoRA {entry.name}"]}
-        for entry in job.sampling.loras
-    }
-    dtype = job.engine.torch_dtype
-    return {
-        "version": VERSION,
-        "target": job.target.model_dump(mode="json"),
-        "stored": job.dtype,
-        "teacher": {"weights": engine.fingerprints.get("dit", {}), "loras": loras, "dtype": dtype},
-        "vae": {"weights": engine.fingerprints.get("vae", {}), "dtype": dtype},
-        "text": {
-            "clip": engine.fingerprints.get("clip", {}),
-            "t5": engine.fingerprints.get("t5", {}),
-            "dtype": dtype,
-        },
-        "latent": {"scale": SCALE, "shift": SHIFT, "channels": engine.vae.spec.latent_channels},
-        "noise": NOISE,
-        "solver": SOLVER,
-        "code": fingerprint["code"],
-        "device": fingerprint["device"],
-        "versions": fingerprint["versions"],
-    }

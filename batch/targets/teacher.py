@@ -1,0 +1,38 @@
+"""Who a job's teacher is, in the words that a dataset carries."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flux_engine.engine import FluxEngine
+from flux_engine.models.vae import SCALE, SHIFT
+from schemas.jobs import DistillJob
+from schemas.targets import NOISE, SOLVER, VERSION
+
+
+def identity_of(
+    job: DistillJob, engine: FluxEngine, fingerprint: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Who answers: what a reader compares before it lets targets be used."""
+    loras = {
+        entry.name: {"scale": entry.scale, "sha256": fingerprint["weights"][f"LoRA {entry.name}"]}
+        for entry in job.sampling.loras
+    }
+    dtype = job.engine.torch_dtype
+    return {
+        "version": VERSION,
+        "target": job.target.model_dump(mode="json"),
+        "stored": job.dtype,
+        "teacher": {"weights": engine.fingerprints.get("dit", {}), "loras": loras, "dtype": dtype},
+        "vae": {"weights": engine.fingerprints.get("vae", {}), "dtype": dtype},
+        "text": {
+            "clip": engine.fingerprints.get("clip", {}),
+            "t5": engine.fingerprints.get("t5", {}),
+            "dtype": dtype,
+        },
+        "latent": {"scale": SCALE, "shift": SHIFT, "channels": engine.vae.spec.latent_channels},
+        "noise": NOISE,
+        "solver": SOLVER,
+        "code": fingerprint["code"],
+        "device": fingerprint["device"],
+        "versions": fingerprint["versions"],
+    }
