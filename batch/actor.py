@@ -8,7 +8,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +175,13 @@ class ShardWorker:
             rejected=counts[1],
             seconds=time.monotonic() - began,
             host=socket.gethostname(),
+            deviations=tuple(self._deviations()),
         )
+
+    def _deviations(self) -> Iterator[float]:
+        """Each is told once."""
+        while self.stage.deviations:
+            yield self.stage.deviations.pop()
 
 
 @dataclass

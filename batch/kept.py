@@ -1,12 +1,16 @@
-"""Batch shapes that an output's first worker has chosen, for every later one: bits depend on them.
+"""Batch shapes and the like that an output's first worker chose, for all later ones: bits depend
+on them.
 
 `_run/shapes/<name>.json`, created once by whoever needs it first.
 """
 
 import json
+from typing import Any, TypeVar
 
 from batch.output import RUN, to_json
 from batch.storage import Storage
+
+T = TypeVar("T", int, str)
 
 
 class KeptShapes:
@@ -14,13 +18,14 @@ class KeptShapes:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._known: dict[str, int] = {}
+        self._known: dict[str, Any] = {}
 
-    def __call__(self, name: str, value: int) -> int:
+    def __call__(self, name: str, value: T) -> T:
         if name not in self._known:
             place = f"{RUN}/shapes/{name.replace(' ', '-')}.json"
-            ours = {"shape": name, "rows": value}
+            ours = {"name": name, "chosen": value}
             if not self.storage.create(place, to_json(ours)):
-                value = json.loads(self.storage.read(place))["rows"]
+                value = json.loads(self.storage.read(place))["chosen"]
             self._known[name] = value
-        return self._known[name]
+        known: T = self._known[name]
+        return known

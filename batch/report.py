@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 SHARE_FROM = 100  # pictures
 SHARDS_TOLD = 10_000
+OWN_WORDS = ("shards", "deviations")
 
 # published: by this worker; there: another run was first; part: some of its rows are kept in parts
 State = Literal["published", "there", "part"]
@@ -33,6 +34,7 @@ class ShardReport:
     rejected: int
     seconds: float
     host: str
+    deviations: tuple[float, ...] = ()  # of sampled rows' latents, relative, from the exact ones
 
 
 @dataclass
@@ -47,9 +49,11 @@ class RunReport:
     busy_seconds: float = 0.0  # of all cards together
     started: float = field(default_factory=time.time)
     shards: list[ShardReport] = field(default_factory=list)
+    deviations: list[float] = field(default_factory=list)
 
     def add(self, report: ShardReport) -> None:
         """Count a shard; one of which only a part is kept is counted when it is whole."""
+        self.deviations += report.deviations
         if report.state != "part":
             self.shards.append(report)
             self.done += report.done
@@ -85,8 +89,14 @@ class RunReport:
     def as_json(self, state: str) -> dict[str, Any]:
         """For `_run/reports/`: what differs between runs belongs here and nowhere else. The shards
         one by one when the run has ended, unless they are very many."""
-        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "shards"}
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in OWN_WORDS}
         told |= {"state": state, "written": time.time(), "finished_shards": len(self.shards)}
+        if self.deviations:
+            told["deviation_of_latents"] = {
+                "rows": len(self.deviations),
+                "mean": sum(self.deviations) / len(self.deviations),
+                "largest": max(self.deviations),
+            }
         if state != "running" and len(self.shards) <= SHARDS_TOLD:
             told["shards"] = [asdict(shard) for shard in self.shards]
         return told

@@ -1,27 +1,26 @@
 """From a model's name, folder or files to an engine; configuration goes no deeper than here."""
 
 import hashlib
-import json
-import logging
 import platform
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from flux_engine.approximation import Approximate, Approximation
 from flux_engine.batching import TEXT_BATCH, Batching
 from flux_engine.defaults import model_folder, read_object
 from flux_engine.encode import TextModels
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import SettingError, SourceError
+from flux_engine.holding import has_blocks, hold_on_card, open_bits, settle_bits
 from flux_engine.models.text import load_tokenizer
-from flux_engine.vram.card import CudaCard
-from flux_engine.vram.estimates import GIB
-from flux_engine.vram.rates import measured
-from flux_engine.vram.store import default_folder, in_memory, on_disk
-from flux_engine.vram.units import units_of
+from flux_engine.sampling.kernels import Attention, check_attention, compile_blocks
+from flux_engine.vram.placements import Placements, Policy
 from flux_engine.weights.folder import ModelFiles, folder_sources
 from flux_engine.weights.load import ROLES, load_models
 from flux_engine.weights.lora.shelf import SHELF_BYTES
@@ -29,8 +28,6 @@ from flux_engine.weights.source import ModelSource, fetch
 
 if TYPE_CHECKING:
     from schemas.engine import EngineConfig
-
-logger = logging.getLogger(__name__)
 
 FLUX_DEV = "black-forest-labs/FLUX.1-dev"
 DEV_SCHEDULE = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256}
@@ -49,6 +46,10 @@ def load_engine(
     axes_dim: Sequence[int] | None = None,
     vram_limit: float | None = None,
     lora_bytes: int = SHELF_BYTES,
+    placements: Sequence[Placements] | None = None,
+    approximate: Sequence[Approximate] = (),
+    attention: Attention = "default",
+    compile: bool = False,
     text_batch: int = TEXT_BATCH,
     micro_batch: int | None = None,
     decode_batch: int | None = None,
@@ -56,10 +57,13 @@ def load_engine(
     """An engine for a bundled name, a folder laid out as FLUX.1-dev's repository, or files.
 
     Batch sizes are the fixed shapes of the stages; see `Batching`. `vram_limit` is in GiB,
-    negative meaning all of the card but so much. Raises SourceError for files that are not there,
+    negative meaning all of the card but so much; `placements` are for each of a list of files.
+    What `approximate` names changes pictures. Raises SourceError for files that are not there,
     CheckpointError for files that do not hold the model, SettingError for the rest.
     """
     place = choose_device(device)
+    check_attention(attention, place)
+    kept = [policy_of(one, torch_dtype, place) for one in placements or ()]
     folder, groups = open_model(model)
     loaded = load_models(groups, dtype=torch_dtype, axes=axes_dim)
     absent = [told for role, told in ROLES.items() if getattr(loaded, role) is None]
@@ -69,6 +73,17 @@ def load_engine(
     assert loaded.vae is not None
     assert loaded.clip is not None
     assert loaded.t5 is not None
+    models = {role: getattr(loaded, role) for role in ROLES}
+    policies: dict[str, Policy] = {
+        role: kept[loaded.groups[role]] if kept else Policy() for role in ROLES
+    }
+    narrow = tuple(role for role in ROLES if policies[role].narrow and has_blocks(models[role]))
+    approximation = Approximation(frozenset(approximate), narrow)
+    for role in ROLES:
+        if approximation.narrows(role):
+            open_bits(models[role], products=approximation.products and role == "dit")
+            if place.type == "cpu":  # a card's host may have them in images already
+                settle_bits(models[role])
     engine = FluxEngine(
         dit=loaded.dit,
         vae=loaded.vae,
@@ -83,41 +98,32 @@ def load_engine(
         batching=Batching(text=text_batch, micro=micro_batch, decode=decode_batch),
         timestep_shift=timestep_shift(folder, guided=loaded.dit.spec.guidance),
         lora_bytes=lora_bytes,
+        approximation=approximation,
+        attention=attention,
     )
     engine.fingerprint = loaded.fingerprint
     engine.fingerprints = {str(role): told for role, told in loaded.fingerprints.items()}
+    if approximation.narrows("dit"):
+        files = groups[loaded.groups["dit"]]
+        engine.deviation.wide = partial(wide_weights, files, torch_dtype, axes_dim)
     if place.type == "cuda":
-        hold(engine, vram_limit)
+        hold_on_card(engine, vram_limit, policies)
+    if compile:
+        compile_blocks(loaded.dit)
     return engine
 
 
-def hold(engine: FluxEngine, vram_limit: float | None) -> None:
-    """Weights in images that this host's workers share, and what fits of them on the card."""
-    card = CudaCard(engine.device)
-    machine = measured(card, engine.dtype, memory_limit(engine.device, vram_limit))
-    told = json.dumps([engine.fingerprint, str(engine.dtype)], sort_keys=True)
-    key = hashlib.sha256(told.encode()).hexdigest()[:32]
-    images = {}
-    for name, model in engine.models.items():
-        try:
-            images[name] = on_disk(units_of(model), default_folder(), key, name, writable=True)
-        except (OSError, NotImplementedError) as error:
-            logger.warning(
-                "weight images are not shared: each worker has its own",
-                extra={"model": name, "why": str(error)},
-            )
-            images[name] = in_memory(units_of(model))
-    engine.hold(card, machine, images)
+def policy_of(placements: Placements, dtype: torch.dtype, device: torch.device) -> Policy:
+    return placements.policy(str(dtype).removeprefix("torch."), device.type)
 
 
-def memory_limit(device: torch.device, vram_limit: float | None) -> int:
-    """Bytes that may be used on the card: what is free, or so many GiB; negative: all but so
-    many."""
-    free, total = torch.cuda.mem_get_info(device)
-    if vram_limit is None:
-        return int(free)
-    asked = vram_limit * GIB if vram_limit >= 0 else total + vram_limit * GIB
-    return int(min(asked, total))
+def wide_weights(
+    files: Sequence[Path], dtype: torch.dtype, axes: Sequence[int] | None
+) -> dict[str, Tensor]:
+    """The transformer's weights as its files have them."""
+    dit = load_models([files], dtype=dtype, axes=axes).dit
+    assert dit is not None
+    return {name: parameter.data for name, parameter in dit.named_parameters()}
 
 
 def open_model(model: Model) -> tuple[ModelFiles | None, Sequence[Sequence[Path]]]:
@@ -183,11 +189,13 @@ def tokenizer_folder(
 def engine_of(config: "EngineConfig") -> tuple[FluxEngine, dict[str, Any]]:
     """The engine that a job asks for, and its fingerprint: weights, code, libraries."""
     model: Model
+    placements = None
     match config.model:
         case str():
             model = config.model
         case entries:
             model = [ModelSource(**entry.source()) for entry in entries]
+            placements = [Placements(**entry.placements()) for entry in entries]
     engine = load_engine(
         model,
         torch_dtype=getattr(torch, config.torch_dtype),
@@ -197,6 +205,10 @@ def engine_of(config: "EngineConfig") -> tuple[FluxEngine, dict[str, Any]]:
         axes_dim=config.axes_dim,
         vram_limit=config.vram_limit,
         lora_bytes=int(config.lora_gib * 2**30),
+        placements=placements,
+        approximate=config.approximate,
+        attention=config.attention,
+        compile=config.compile,
         text_batch=config.text_batch,
         micro_batch=config.micro_batch,
         decode_batch=config.decode_batch,

@@ -7,29 +7,33 @@ together, pictures are decoded as soon as a batch of them is denoised, and leave
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flux_engine.adapters.lora import Loras, Outfit
+from flux_engine.approximation import EXACT, Approximation
 from flux_engine.batching import Batching, Bucket, fixed_batches
+from flux_engine.checks import faults_of
+from flux_engine.deviation import Deviation
 from flux_engine.encode import PictureCoder, Text, TextEncoder, TextKey, TextModels
 from flux_engine.errors import NumbersBroke, RequestError, SettingError
 from flux_engine.latents import PATCH, pack, position_ids, start_noise, unpack
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
-from flux_engine.planning import Planning, sizes_of
+from flux_engine.planning import Planning, heads_of
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Trace, Watch
 from flux_engine.sampling.denoise import Conditions, Progress, denoise, plain
+from flux_engine.sampling.kernels import Attention, attention
 from flux_engine.sampling.schedule import shift_of, sigmas
+from flux_engine.sampling.stepcache import reused
 from flux_engine.sampling.tiling import Tiling
 from flux_engine.sampling.trace import Recorder, bounds, nothing
 from flux_engine.tables import Tables
-from flux_engine.vram.card import Card
-from flux_engine.vram.estimates import Machine
+from flux_engine.vram.planner import PASSING
 from flux_engine.vram.residency import Residency
-from flux_engine.vram.weights import Images
 from flux_engine.weights.lora.models import Models
 from flux_engine.weights.lora.shelf import SHELF_BYTES
 
@@ -64,6 +68,11 @@ class Prepared:
         return [texts[key] for key in prompts_of(self.requests[i])]
 
 
+def stacked(made: Sequence[Denoised]) -> Tensor:
+    """Latents of a micro-batch, (B, Z, H/8, W/8)."""
+    return torch.stack([one.latents for one in made])
+
+
 class FluxEngine:
     """One FLUX.1 model on one device. `timestep_shift` is false for FLUX.1-schnell's schedule."""
 
@@ -78,32 +87,28 @@ class FluxEngine:
         batching: Batching,
         timestep_shift: bool,
         lora_bytes: int = SHELF_BYTES,
+        approximation: Approximation = EXACT,
+        attention: Attention = "default",
     ) -> None:
         self.dit, self.vae = dit, vae
         self.device, self.dtype = device, dtype
         self.batching = batching
+        self.approximation, self.attention = approximation, attention
         self.fingerprint: dict[str, str] = {}  # of the weights, by file
         self.fingerprints: dict[str, dict[str, str]] = {}  # the same, by model
+        self.deviation = Deviation()
         self.timestep_shift = timestep_shift
         self.text = TextEncoder(text, device, batching.text)
         self.pictures = PictureCoder(vae, device, dtype)
         self.loras = Loras(Models(dit, text.clip, text.t5), device, dtype, lora_bytes)
         self.models = {"dit": dit, "vae": vae, "clip": text.clip, "t5": text.t5}
         self.residency = Residency(self.models)
-        self.planning = Planning(batching, cell=self.cell)
+        self.planning = Planning(batching, cell=self.cell, heads=heads_of(dit))
 
-    def hold(self, card: Card, machine: Machine, images: Images | None = None) -> None:
-        """Hold the weights for this card from now on: what fits on it, and a ring for the rest."""
-        self.residency = Residency(self.models, card, images=images, limit=machine.memory)
-        self.text.loop = self.residency.loop
-        sizes = sizes_of(self.dit, self.vae, self.text.models.t5, self.dtype.itemsize)
-        self.planning = Planning(
-            self.batching,
-            cell=self.cell,
-            machine=machine,
-            weights=self.residency.sizes(),
-            sizes=sizes,
-        )
+    def hold(self, residency: Residency, planning: Planning) -> None:
+        """Hold the weights so from now on."""
+        self.residency, self.planning = residency, planning
+        self.text.loop = residency.loop
 
     @property
     def cell(self) -> int:
@@ -112,27 +117,8 @@ class FluxEngine:
 
     def check(self, request: GenerationRequest) -> None:
         """RequestError if this engine cannot make the picture, whatever its neighbours."""
-        size = (request.height, request.width)
-        if any(side < self.cell or side % self.cell for side in size):
-            raise RequestError(
-                f"height {request.height} and width {request.width} must be multiples of "
-                f"{self.cell}"
-            )
-        for fault in request.faults():
+        for fault in faults_of(request, self.cell):
             raise RequestError(fault)
-        devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-        if request.rand_device not in devices:
-            raise RequestError(
-                f"rand_device is {request.rand_device!r}; allowed here: {', '.join(devices)}"
-            )
-        picture = request.input_image
-        if picture is not None and tuple(picture.shape) != (3, *size):
-            raise RequestError(
-                f"input_image is {tuple(picture.shape)} and the picture to make is (3, {size[0]}, "
-                f"{size[1]})"
-            )
-        if picture is not None and not picture.is_floating_point():
-            raise RequestError(f"input_image is of {picture.dtype}; allowed are floats in −1…1")
 
     def bucket(self, request: GenerationRequest) -> Bucket:
         tokens = (request.height // self.cell) * (request.width // self.cell)
@@ -320,6 +306,10 @@ class FluxEngine:
                 torch.cuda.empty_cache()
                 logger.warning("micro-batch halved for lack of memory", extra={"micro_batch": size})
                 continue
+            if self.approximation and self.deviation.due:
+                with self._exactly(bucket):
+                    again = self._micro_batch(bucket, filled, rows, rotation, plain, tables.anew())
+                self.deviation.take(stacked(made), stacked(again) if again else None, len(real))
             yield from zip(real, made, strict=False)
             waiting = waiting[len(real) :]
 
@@ -350,7 +340,10 @@ class FluxEngine:
             table = tables.next(
                 levels[:-1].to(self.device), told, lambda batch: self.conditions(batch, rows)
             )
-            with self.residency.loop("dit", bucket.steps):
+            reuse = reused(len(steps) - 1) if self.approximation.step_cache else frozenset()
+            kernels = self.planning.attention(bucket, self.attention, self.dtype, self.device)
+            passes = len(steps) - 1 - len(reuse)
+            with self.residency.loop("dit", passes), attention(kernels):
                 x = denoise(
                     self.dit,
                     pack(torch.stack(starts).to(self.device)),
@@ -358,6 +351,7 @@ class FluxEngine:
                     sigmas=levels,
                     table_NGMD=table,
                     rotation_2LR=rotation,
+                    reuse=reuse,
                     progress=progress,
                     record=recorder if bucket.segments >= 0 else nothing,
                 )
@@ -374,6 +368,19 @@ class FluxEngine:
             ]
         latents = unpack(x, height, width).cpu()
         return [Denoised(z, len(members), t) for z, t in zip(latents, traces, strict=True)]
+
+    @contextmanager
+    def _exactly(self, bucket: Bucket) -> Iterator[None]:
+        """Inside, nothing is approximate; all blocks pass through, as they are in the files."""
+        asked, self.approximation = self.approximation, EXACT
+        try:
+            wide = self.deviation.wide if asked.narrows("dit") else None
+            with self.residency.exactly("dit", wide), self.residency.phase(PASSING):
+                yield
+        finally:
+            self.approximation = asked
+            with self.residency.phase(self.planning.denoise(bucket)):
+                pass
 
     def conditions(self, members: Sequence[int], rows: Prepared) -> Conditions:
         """Prompts first, then, in a guided bucket, the negative prompts."""
@@ -421,6 +428,7 @@ class FluxEngine:
             tokens_dropped=rows.texts_of(i)[0].dropped,
             trace=made.trace,
             loras=tuple(self.loras.shelf.take(use).digest for use in request.loras),
+            approximate=str(self.approximation),
         )
 
 

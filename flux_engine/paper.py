@@ -3,20 +3,23 @@
 Files are looked into, not read; where they are not here yet, FLUX.1-dev's published sizes stand in.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from flux_engine.assembly import memory_limit, open_model
+from flux_engine.assembly import open_model
 from flux_engine.batching import Batching
+from flux_engine.holding import memory_limit, open_bits
 from flux_engine.models.dit import FluxSpec, FluxTransformer
 from flux_engine.models.text import CLIP_L, T5_XXL, build_clip, build_t5
 from flux_engine.models.vae import AutoEncoder, VaeSpec
 from flux_engine.planning import Planning, sizes_of
 from flux_engine.vram.card import CudaCard
 from flux_engine.vram.estimates import GIB, Machine
+from flux_engine.vram.placements import NARROW
 from flux_engine.vram.rates import KNOWN, measured
 from flux_engine.vram.units import units_of
 from flux_engine.weights.keymaps.recipe import Role
@@ -44,8 +47,11 @@ def planned(config: "EngineConfig") -> Paper:
     dit, vae = models["dit"], models["vae"]
     assert isinstance(dit, FluxTransformer)
     assert isinstance(vae, AutoEncoder)
-    for model in models.values():
+    narrow, guessed = narrow_of(config, models)
+    for name, model in models.items():
         model.to(dtype)
+        if name in narrow:
+            open_bits(model, products=False)
     weights = {
         name: {unit.name: (unit.kind, unit.nbytes) for unit in units_of(model)}
         for name, model in models.items()
@@ -58,7 +64,7 @@ def planned(config: "EngineConfig") -> Paper:
         weights=weights,
         sizes=sizes_of(dit, vae, models["t5"], dtype.itemsize),
     )
-    return Paper(planning, (*assumed, *told))
+    return Paper(planning, (*assumed, *guessed, *told))
 
 
 def models_of(config: "EngineConfig") -> tuple[dict[str, nn.Module], tuple[str, ...]]:
@@ -72,6 +78,27 @@ def models_of(config: "EngineConfig") -> tuple[dict[str, nn.Module], tuple[str, 
     models: dict[str, nn.Module] = {role: found.get(role) or published(role) for role in ROLES}
     absent = ", ".join(role for role in ROLES if role not in found)
     return models, (f"{absent}: not here yet, taken to be FLUX.1-dev's",) if absent else ()
+
+
+def narrow_of(
+    config: "EngineConfig", models: Mapping[str, nn.Module]
+) -> tuple[set[str], tuple[str, ...]]:
+    """Models whose blocks keep eight bits. Of files that are not here nobody knows which they are:
+    if one of them keeps eight bits, all that are missing are taken to."""
+    narrow = {"dit"} if "fp8" in config.approximate else set()
+    if isinstance(config.model, str):
+        return narrow, ()
+    seen, guessed = set(), False
+    for entry in config.model:
+        files = at_hand(ModelSource(**entry.source()))
+        roles = set(on_paper([files], axes=config.axes_dim)) if files else set()
+        seen |= roles
+        if NARROW in entry.placements().values():
+            narrow |= roles
+            guessed |= not roles
+    absent = set(models) - seen if guessed else set()
+    told = f"{', '.join(sorted(absent))}: taken to be kept in eight bits"
+    return narrow | absent, (told,) if absent else ()
 
 
 def published(role: Role) -> nn.Module:

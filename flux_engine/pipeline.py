@@ -21,22 +21,21 @@ from flux_engine.errors import SettingError
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.pictures import to_image, to_pixels
 from flux_engine.request import GenerationRequest, LoraUse, Schedule
+from flux_engine.vram.placements import STATES, Placements
 from flux_engine.weights.hub import HubName
 from flux_engine.weights.lora.report import Matched, summary
 from flux_engine.weights.source import ModelSource
 
 logger = logging.getLogger(__name__)
 
-STORED = ("offload_dtype", "onload_dtype", "preparing_dtype")
-
 
 @dataclass
 class ModelConfig:
     """One model file or its shards: a path, or a pattern in a hub's repository.
 
-    The eight placement fields are DiffSynth-Studio's vocabulary of weight states. Here weights are
-    kept in `computation_dtype` (the pipeline's `torch_dtype` must be the same), on the host or on
-    the card as `vram_limit` allows; the other states are accepted and change nothing but memory.
+    The eight placement fields are DiffSynth-Studio's vocabulary of weight states, from which a plan
+    is made: see `vram/placements.py`. A state in float8_e4m3fn keeps the weights of the model's
+    blocks in eight bits, with a scale a row.
     """
 
     path: str | Sequence[str] | None = None
@@ -62,20 +61,19 @@ class ModelConfig:
             raise SettingError("path is a list: give a folder or a glob that names the shards")
         return ModelSource(self.path, self.model_id, pattern, self.download_source)
 
-    def check(self, dtype: torch.dtype, device: torch.device) -> None:
-        """SettingError if it asks to compute otherwise than the pipeline does."""
-        if self.computation_dtype not in (None, dtype):
-            raise SettingError(
-                f"computation_dtype is {self.computation_dtype} and torch_dtype is {dtype}: they "
-                "must be the same"
-            )
-        wanted = self.computation_device
-        if wanted is not None and torch.device(wanted).type != device.type:
-            raise SettingError(f"computation_device is {wanted} and device is {device}")
+    def placements(self) -> Placements:
+        return Placements(
+            **{
+                f"{state}_{part}": words(getattr(self, f"{state}_{part}"))
+                for state in STATES
+                for part in ("dtype", "device")
+            }
+        )
 
-    def stores_otherwise(self, dtype: torch.dtype) -> bool:
-        """Whether it asks to keep weights in another type than this one."""
-        return bool({getattr(self, name) for name in STORED} - {None, dtype, "disk"})
+
+def words(value: torch.dtype | torch.device | str | None) -> str | None:
+    """A type's name, or a device's kind."""
+    return None if value is None else str(value).removeprefix("torch.").partition(":")[0]
 
 
 class FluxImagePipeline:
@@ -101,14 +99,6 @@ class FluxImagePipeline:
     ) -> Self:
         """Load the models named by `model_configs`; tokenizers are FLUX.1-dev's unless given."""
         place = choose_device(str(device))
-        for config in model_configs:
-            config.check(torch_dtype, place)
-        if any(config.stores_otherwise(torch_dtype) for config in model_configs):
-            logger.warning(
-                "weights are stored in %s, not in the other type asked for: pictures do not "
-                "change, memory does",
-                torch_dtype,
-            )
         tokenizers = [
             config.source() if config else None
             for config in (tokenizer_1_config, tokenizer_2_config)
@@ -121,6 +111,7 @@ class FluxImagePipeline:
                 tokenizer_1=tokenizers[0],
                 tokenizer_2=tokenizers[1],
                 vram_limit=vram_limit,
+                placements=[config.placements() for config in model_configs],
                 text_batch=1,  # one picture a call: larger batches would be filled with copies
                 micro_batch=1,
                 decode_batch=1,

@@ -4,25 +4,40 @@ Batch shapes belong to an output: `keep` is asked for each that is not given, by
 number that would be chosen here, and answers the one to take.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
 
 from flux_engine.batching import Batching, Bucket
 from flux_engine.errors import SettingError
 from flux_engine.latents import PATCH
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
+from flux_engine.sampling.kernels import Attention, fastest_attention
 from flux_engine.sampling.tiling import Tiling
-from flux_engine.vram.estimates import Machine, Sizes, Weights, Work
+from flux_engine.vram.card import Card
+from flux_engine.vram.estimates import GIB, Machine, Sizes, Weights, Work, of_kind
+from flux_engine.vram.placements import Policy, Stays
 from flux_engine.vram.planner import Plan, Stage, decode_stage, plan, text_stage
+from flux_engine.vram.residency import Residency
+from flux_engine.vram.weights import Images
 
-Keep = Callable[[str, int], int]
+T = TypeVar("T", int, str)
+
+
+class Keep(Protocol):
+    """Asked for a choice by name and with the one that would be made here."""
+
+    def __call__(self, name: str, value: T) -> T: ...
+
 
 EVERYWHERE = Stage(resident={})
 
 
-def as_chosen(name: str, value: int) -> int:  # noqa: ARG001
+def as_chosen(name: str, value: T) -> T:  # noqa: ARG001
     return value
 
 
@@ -37,16 +52,39 @@ class Planning:
         machine: Machine | None = None,
         weights: Weights | None = None,
         sizes: Sizes | None = None,
+        stays: Mapping[str, Stays] | None = None,
+        heads: tuple[int, int] = (1, 1),
     ) -> None:
         self.batching, self.cell = batching, cell
         self.machine, self.weights, self.sizes = machine, weights, sizes
+        self.heads, self.head_width = heads
+        self._measured: dict[str, str] = {}
+        self.stays = stays or {}
+        self.passing = frozenset(name for name, how in self.stays.items() if how == "never")
         self.keep: Keep = as_chosen
         self._plan = cache(self._planned)
 
     def text(self, length: int) -> Stage:
         if self.machine is None or self.weights is None or self.sizes is None:
             return EVERYWHERE
-        return text_stage(self.machine, self.weights, self.sizes, length, self.batching.text)
+        passing = "t5" in self.passing
+        stage = text_stage(
+            self.machine, self.weights, self.sizes, length, self.batching.text, passing=passing
+        )
+        self._check_that_all_stay("t5", stage)
+        return stage
+
+    def _check_that_all_stay(self, model: str, stage: Stage) -> None:
+        """SettingError if weights that are to be at home on the card do not fit on it."""
+        if self.stays.get(model) == "always" and stage.slots and self.machine and self.weights:
+            blocks = of_kind(self.weights, model, "block")
+            gone = sum(n for name, n in blocks.items() if name not in stage.resident[model])
+            if gone:
+                raise SettingError(
+                    f"{model} is to be offloaded to the card itself, and {gone / GIB:.1f} GiB of "
+                    f"its blocks do not fit into the {self.machine.memory / GIB:.1f} GiB that may "
+                    f"be used on {self.machine.name}; offload_device: cpu lets them pass through"
+                )
 
     def micro_batch(self, bucket: Bucket) -> int:
         chosen = self.batching.micro or self.keep(
@@ -82,7 +120,22 @@ class Planning:
     def denoise(self, bucket: Bucket) -> Stage:
         if self.machine is None:
             return EVERYWHERE
-        return self.plan(bucket, self.micro_batch(bucket)).denoise
+        stage = self.plan(bucket, self.micro_batch(bucket)).denoise
+        self._check_that_all_stay("dit", stage)
+        return stage
+
+    def attention(
+        self, bucket: Bucket, asked: Attention, dtype: torch.dtype, device: torch.device
+    ) -> str:
+        """The back end for micro-batches of this kind; what is measured is, once for an output."""
+        if asked != "measured":
+            return asked
+        name = f"attention {_named(bucket)}"
+        if name not in self._measured:
+            rows = self.micro_batch(bucket) * (1 + bucket.guided)
+            shape = (rows, self.heads, self._work(bucket).tokens, self.head_width)
+            self._measured[name] = self.keep(name, fastest_attention(shape, dtype, device))
+        return self._measured[name]
 
     def together(self, bucket: Bucket) -> bool:
         """Whether pictures can be decoded while the transformer is on the card."""
@@ -104,6 +157,7 @@ class Planning:
             micro_batch=micro_batch or self.batching.micro,
             decode_batch=self.batching.decode,
             least=self.batching.micro_batch(work.image_tokens),
+            passing=self.passing,
         )
 
     def _work(self, bucket: Bucket) -> Work:
@@ -126,9 +180,48 @@ class Planning:
         return (height // self.cell) * (width // self.cell)
 
 
+def held(
+    models: Mapping[str, nn.Module],
+    batching: Batching,
+    card: Card,
+    machine: Machine,
+    *,
+    dtype: torch.dtype,
+    images: Images | None = None,
+    policies: Mapping[str, Policy] | None = None,
+) -> tuple[Residency, Planning]:
+    """An engine's models held for a card: what fits on it, and a ring for the rest."""
+    policies = policies or {}
+    dit, vae = models["dit"], models["vae"]
+    assert isinstance(dit, FluxTransformer)
+    assert isinstance(vae, AutoEncoder)
+    residency = Residency(
+        models,
+        card,
+        images=images,
+        limit=machine.memory,
+        on_disk=frozenset(name for name, policy in policies.items() if policy.on_disk),
+    )
+    planning = Planning(
+        batching,
+        cell=vae.spec.factor * PATCH,
+        machine=machine,
+        weights=residency.sizes(),
+        sizes=sizes_of(dit, vae, models["t5"], dtype.itemsize),
+        stays={name: policy.stays for name, policy in policies.items()},
+        heads=heads_of(dit),
+    )
+    return residency, planning
+
+
+def heads_of(dit: FluxTransformer) -> tuple[int, int]:
+    """How many, and how wide."""
+    return dit.spec.heads, dit.spec.width // dit.spec.heads
+
+
 def sizes_of(dit: FluxTransformer, vae: AutoEncoder, t5: Any, itemsize: int) -> Sizes:
     """Widths that estimates are made of, for computing in numbers of so many bytes."""
-    stored = dit.single_blocks[0] if dit.single_blocks else dit.double_blocks[0]
+    stored = (*dit.single_blocks, *dit.double_blocks)[0]
     return Sizes(
         width=dit.spec.width,
         inner=dit.spec.inner,

@@ -116,7 +116,8 @@ class Generation:
     Without a decoder's turn pixels are None.
 
     `micro_batch` is the number of rows it was denoised among, `tokens_dropped` how many T5 tokens
-    of the prompt did not fit into `t5_sequence_length`, `loras` the SHA-256 of each LoRA's file.
+    of the prompt did not fit into `t5_sequence_length`, `loras` the SHA-256 of each LoRA's file,
+    `approximate` in what it differs from the exact picture on purpose.
     """
 
     pixels: Tensor | None
@@ -124,6 +125,7 @@ class Generation:
     sigma_shift: float
     micro_batch: int
     tokens_dropped: int
+    approximate: str = ""
     loras: tuple[str, ...] = ()
     trace: Trace | None = None
 

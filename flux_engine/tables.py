@@ -26,6 +26,10 @@ class Tables:
         self.ahead: Sequence[Batch] = ()
         self._made: deque[Tensor] = deque()
 
+    def anew(self) -> "Tables":
+        """None made, none ahead."""
+        return Tables(self.dit, self.residency, self.model)
+
     def forget(self) -> None:
         """Micro-batches change their shape: no table fits them."""
         self._made.clear()

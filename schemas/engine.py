@@ -2,11 +2,17 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.base import Schema
 
 BatchSize = Annotated[int, Field(ge=1, le=256)]
+Approximate = Literal["fp8", "step_cache"]
+Attention = Literal["default", "measured", "flash", "cudnn", "efficient", "math"]
+StoredType = Literal["float8_e4m3fn", "bfloat16", "float32", "disk"]
+StoredPlace = Literal["cpu", "cuda", "disk"]
+
+STATES = ("offload", "onload", "preparing", "computation")
 
 
 class ModelEntry(Schema):
@@ -16,11 +22,29 @@ class ModelEntry(Schema):
     model_id: str | None = None
     origin_file_pattern: str | None = None
     download_source: Literal["modelscope", "huggingface"] = "modelscope"
+    offload_dtype: StoredType | None = None
+    offload_device: StoredPlace | None = None
+    onload_dtype: StoredType | None = None
+    onload_device: StoredPlace | None = None
+    preparing_dtype: StoredType | None = None
+    preparing_device: StoredPlace | None = None
+    computation_dtype: StoredType | None = None
+    computation_device: StoredPlace | None = None
 
     def source(self) -> dict[str, Any]:
         """Where the files come from, by the names of `ModelSource`."""
         names = ("path", "model_id", "origin_file_pattern", "download_source")
         return {name: getattr(self, name) for name in names}
+
+    def placements(self) -> dict[str, str | None]:
+        """The four states, by the names of `Placements`."""
+        fields = [f"{state}_{part}" for state in STATES for part in ("dtype", "device")]
+        return {name: getattr(self, name) for name in fields}
+
+    def recipe(self) -> dict[str, Any]:
+        """What changes pixels: the files, and whether their weights are kept in eight bits."""
+        kept = {getattr(self, f"{state}_dtype") for state in STATES}
+        return self.source() | ({"kept": "float8_e4m3fn"} if "float8_e4m3fn" in kept else {})
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -35,8 +59,9 @@ class EngineConfig(Schema):
     """`model`: a bundled name, a folder laid out as the FLUX.1-dev repository, or a list of files.
 
     The three batch sizes are the fixed shapes of the stages; they belong to the recipe. None for
-    `micro_batch` and `decode_batch` takes a rule of the picture's size. `lora_gib` bounds the LoRAs
-    that are kept in memory.
+    `micro_batch` and `decode_batch` lets the first worker of an output choose. `lora_gib` bounds
+    the LoRAs that are kept in memory. What `approximate` names changes pictures: it is off unless
+    asked for, and every record says it.
     """
 
     model: str | tuple[ModelEntry, ...] = "flux-shapes"
@@ -50,3 +75,17 @@ class EngineConfig(Schema):
     text_batch: BatchSize = 8
     micro_batch: BatchSize | None = None
     decode_batch: BatchSize | None = None
+    approximate: tuple[Approximate, ...] = ()
+    attention: Attention = "default"
+    compile: bool = False
+
+    @field_validator("approximate", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        if len(set(self.approximate)) != len(self.approximate):
+            raise ValueError("an approximation is named twice")
+        return self

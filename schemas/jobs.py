@@ -64,7 +64,10 @@ class BatchJob(Schema):
         """Every setting that changes a byte under `data/`, flat, by its path in the file."""
         out: dict[str, Any] = {}
         flatten(self.model_dump(mode="json"), "", out)
-        return {k: v for k, v in out.items() if not k.startswith(NOT_IN_RECIPE)}
+        if not isinstance(self.engine.model, str):
+            out["engine.model"] = [entry.recipe() for entry in self.engine.model]
+        unsaid = {f"engine.{name}" for name in LATER if getattr(self.engine, name) == LATER[name]}
+        return {k: v for k, v in out.items() if not k.startswith(NOT_IN_RECIPE) and k not in unsaid}
 
 
 class GenerateJob(BatchJob):
@@ -121,6 +124,10 @@ NOT_IN_RECIPE = (
     "engine.vram_limit",
     "engine.lora_gib",
 )
+
+
+# came after the first outputs, whose recipes do not name them
+LATER: dict[str, Any] = {"approximate": (), "attention": "default", "compile": False}
 
 
 def flatten(value: Any, path: str, out: dict[str, Any]) -> None:

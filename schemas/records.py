@@ -31,6 +31,7 @@ class ImageRecord(Schema):
     loras: tuple[LoraRecord, ...] = ()
     micro_batch: int
     tokens_dropped: int
+    approximate: str = ""
     input_image_path: str | None = None
     input_image_sha256: str | None = None  # of the file, as it was read
 

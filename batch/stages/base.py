@@ -26,6 +26,7 @@ class Stage(Protocol):
     """What a worker does to the rows of a shard."""
 
     fingerprint: dict[str, Any]
+    deviations: list[float]  # from the exact answer, of sampled rows; whoever reports takes them
 
     def setup(self) -> None:
         """Load what is needed; once in a worker's life."""

@@ -86,6 +86,7 @@ class GenerateStage:
         self.served = False  # whether the engine has ever answered
         self.engine: Engine
         self.fingerprint: dict[str, Any]
+        self.deviations: list[float] = []
 
     def setup(self) -> None:
         """Load the engine; called once in a worker's life."""
@@ -100,6 +101,7 @@ class GenerateStage:
             logger.info("LoRA in use", extra={"lora": use.name, "scale": use.scale, **told})
             self.fingerprint["weights"][f"LoRA {use.name}"] = engine.loras.shelf.take(use).digest
         engine.planning.keep = KeptShapes(Output(self.job.output, self.job.format).storage)
+        self.deviations = engine.deviation.measured
         values = self.job.sampling.model_dump() | {"seed": 0, "loras": ()}
         engine.room_for(GenerationRequest(prompt="", **values))
         self.engine = engine
@@ -217,6 +219,7 @@ class GenerateStage:
                 LoraRecord(name=entry.name, scale=entry.scale, sha256=digest)
                 for entry, digest in zip(asked.sampling.loras, made.loras, strict=True)
             ),
+            "approximate": made.approximate,
         }
         assert isinstance(self.job, GenerateJob)
         return ImageRecord(

@@ -87,7 +87,16 @@ class FluxTransformer(nn.Module):
         self, x_BSC: Tensor, text_BTW: Tensor, rows_BMD: Tensor, rotation_2LR: Tensor
     ) -> Tensor:
         """The velocity, (B, S, C), of one step; `rows_BMD` are that step's rows of the table."""
-        img_BSD, txt_BTD = self.img_in(x_BSC), self.txt_in(text_BTW)
+        out_BSD = self.through_blocks(
+            self.img_in(x_BSC), self.txt_in(text_BTW), rows_BMD, rotation_2LR
+        )
+        velocity: Tensor = self.final_layer(out_BSD, rows_BMD[:, -FinalLayer.MODULATIONS :])
+        return velocity
+
+    def through_blocks(
+        self, img_BSD: Tensor, txt_BTD: Tensor, rows_BMD: Tensor, rotation_2LR: Tensor
+    ) -> Tensor:
+        """The image's hidden values, (B, S, D), behind all blocks."""
         rows = iter(torch.split(rows_BMD, [p.MODULATIONS for p in self.modulated_parts()], dim=1))
         for block in self.double_blocks:
             img_BSD, txt_BTD = block(img_BSD, txt_BTD, next(rows), rotation_2LR)
@@ -96,5 +105,4 @@ class FluxTransformer(nn.Module):
         del img_BSD, txt_BTD  # their memory is the single blocks'
         for block in self.single_blocks:
             x_BLD = block(x_BLD, next(rows), rotation_2LR)
-        velocity: Tensor = self.final_layer(x_BLD[:, T:], next(rows))
-        return velocity
+        return x_BLD[:, T:]

@@ -52,6 +52,7 @@ class Fp8Linear(nn.Linear):
     """
 
     weight_scale: Tensor
+    wide: Tensor | None  # the weight, until it is narrowed
     computes: torch.dtype
     products: bool
     exact: bool
@@ -64,27 +65,44 @@ class Fp8Linear(nn.Linear):
         return F.linear(x, widened(self.weight, self.weight_scale, x.dtype), self.bias)
 
 
-def narrow(layer: nn.Linear, *, products: bool = False) -> Fp8Linear:
-    """The layer itself, which from now on keeps eight bits."""
-    computes = layer.weight.dtype
-    bits, scale = narrowed(layer.weight.data)
+def narrow(layer: nn.Linear, *, products: bool = False, later: bool = False) -> Fp8Linear:
+    """The layer itself, which from now on keeps eight bits.
+
+    `later` leaves them open: for `settle`, or for whoever has them already.
+    """
+    wide = layer.weight.data
     layer.__class__ = Fp8Linear
     assert isinstance(layer, Fp8Linear)
-    layer.weight = nn.Parameter(bits, requires_grad=False)
+    layer.weight = nn.Parameter(torch.empty_like(wide, dtype=torch.int8), requires_grad=False)
+    scale = torch.empty(len(wide), 1, dtype=torch.float32, device=wide.device)
     layer.register_buffer("weight_scale", scale, persistent=False)
-    layer.computes, layer.products, layer.exact = computes, products, False
+    layer.wide, layer.computes, layer.products, layer.exact = wide, wide.dtype, products, False
+    if not later:
+        settle(layer)
     return layer
 
 
+def settle(layer: Fp8Linear) -> None:
+    """Narrow what was left open; the wide weight is let go."""
+    if layer.wide is not None:
+        bits, scale = narrowed(layer.wide)
+        layer.weight.data, layer.weight_scale.data = bits, scale
+        layer.wide = None
+
+
 def narrow_layers(
-    module: nn.Module, *, but: frozenset[str] = frozenset(), products: bool = False
+    module: nn.Module,
+    *,
+    but: frozenset[str] = frozenset(),
+    products: bool = False,
+    later: bool = False,
 ) -> None:
     """All linear layers below a module, without children of certain names."""
     for name, child in module.named_children():
         if type(child) is nn.Linear:
-            narrow(child, products=products)
+            narrow(child, products=products, later=later)
         elif name not in but:
-            narrow_layers(child, but=but, products=products)
+            narrow_layers(child, but=but, products=products, later=later)
 
 
 def narrow_in(model: nn.Module) -> Iterator[tuple[str, Fp8Linear]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from flux_engine.models.dit import FluxTransformer
+from flux_engine.sampling.stepcache import CachedTransformer
 from flux_engine.sampling.trace import Record, nothing
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -125,21 +126,27 @@ def denoise(
     sigmas: Tensor,
     table_NGMD: Tensor,
     rotation_2LR: Tensor,
+    reuse: frozenset[int] = frozenset(),
     progress: Progress = plain,
     record: Record = nothing,
 ) -> Tensor:
     """Latent patches after all steps, in float32; `x_BSC` is where the first step starts.
 
-    Latents stay in float32 between steps, whatever the transformer computes in.
+    Steps in `reuse` do without the blocks, approximately. Latents stay in float32 between steps,
+    whatever the transformer computes in.
     """
     x_BSC = x_BSC.float()
     levels = sigmas.tolist()
     sides = len(told.pooled_GP) // len(x_BSC)
+    cached = CachedTransformer(dit) if reuse else None
     with told.beside():
         for n in progress(range(len(table_NGMD))):
             x_GSC = x_BSC.to(told.text_GTW.dtype).repeat(sides, 1, 1)
             rows_GMD = table_NGMD[n].to(x_GSC.device, non_blocking=True)
-            velocity = dit(x_GSC, told.text_GTW, rows_GMD, rotation_2LR)
+            if cached is None:
+                velocity = dit(x_GSC, told.text_GTW, rows_GMD, rotation_2LR)
+            else:
+                velocity = cached(x_GSC, told.text_GTW, rows_GMD, rotation_2LR, reuse=n in reuse)
             velocity_BSC = guide(velocity.float(), told.cfg_B)
             record(n, velocity_BSC)
             x_BSC = x_BSC + (levels[n + 1] - levels[n]) * velocity_BSC

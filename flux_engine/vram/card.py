@@ -74,6 +74,7 @@ class HostCard(Counted):
         self._queue = ThreadPoolExecutor(1, "copies")
         self._delay = delay
 
+    @torch.inference_mode(mode=False)
     def room(self, nbytes: int) -> Tensor:
         return torch.full((nbytes,), 0xFF, dtype=torch.uint8)  # NaN, should anybody read too early
 
@@ -112,6 +113,7 @@ class CudaCard(Counted):
         self._reader = ThreadPoolExecutor(1, "disk")
         self._staging: list[tuple[Tensor, torch.cuda.Event]] = []
 
+    @torch.inference_mode(mode=False)
     def room(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 

@@ -42,6 +42,9 @@ class Stage:
         return tuple(self.resident)
 
 
+PASSING = Stage(resident={"dit": frozenset()}, slots=2)  # nothing stays
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Stages in their order, batch shapes, and what is to be expected of them."""
@@ -87,21 +90,27 @@ def plan(
     micro_batch: int | None = None,
     decode_batch: int | None = None,
     least: int = 1,
+    passing: frozenset[str] = frozenset(),
 ) -> Plan:
     """The plan for one kind of picture; SettingError with the numbers if there is none.
 
-    `least` is the micro-batch that fills the card, and is not gone below for the link's sake.
+    Of models that are `passing` no block stays. `least` is the micro-batch that fills the card,
+    and is not gone below for the link's sake.
     """
     batches = [micro_batch] if micro_batch else [b for b in BATCHES if b >= least] or [least]
-    found = seatings(machine, weights, work, sizes, batches)
+    never = "dit" in passing
+    found = seatings(machine, weights, work, sizes, batches, passing=never)
     if not found and not micro_batch:
-        found = seatings(machine, weights, work, sizes, [b for b in BATCHES if b < least])
+        fewer = [b for b in BATCHES if b < least]
+        found = seatings(machine, weights, work, sizes, fewer, passing=never)
         found = [one for one in found if one.batch == max(o.batch for o in found)]
     if not found:
         raise SettingError(_refused(machine, weights, work, sizes, micro_batch or 1))
     chosen = best(found)
     decode, pictures = _decoding(machine, weights, work, sizes, decode_batch)
-    text = text_stage(machine, weights, sizes, work.text_tokens, text_batch)
+    text = text_stage(
+        machine, weights, sizes, work.text_tokens, text_batch, passing="t5" in passing
+    )
     both = chosen.nbytes - chosen.working + total(weights, "vae")
     working = max(chosen.working, decode.working if decode else machine.memory)
     together = both + working <= machine.memory
@@ -161,14 +170,22 @@ def stage_bytes(weights: Weights, stage: Stage) -> int:
     return stays + stage.slots * streamed + stage.working
 
 
-def text_stage(machine: Machine, weights: Weights, sizes: Sizes, tokens: int, batch: int) -> Stage:
+def text_stage(
+    machine: Machine,
+    weights: Weights,
+    sizes: Sizes,
+    tokens: int,
+    batch: int,
+    *,
+    passing: bool = False,
+) -> Stage:
     """CLIP whole, T5 as far as there is room; SettingError with the numbers if there is none."""
     working = text_bytes(tokens, sizes, batch)
     clip, t5 = total(weights, "clip"), of_kind(weights, "t5", "block")
     rest = sum(of_kind(weights, "t5", "rest").values())
     room = machine.memory - working - clip - rest
     clip_blocks = frozenset(of_kind(weights, "clip", "block"))
-    if sum(t5.values()) <= room:
+    if sum(t5.values()) <= room and not passing:
         return Stage(resident={"clip": clip_blocks, "t5": frozenset(t5)}, working=working)
     slot = max(t5.values())
     if room < 2 * slot:
@@ -178,7 +195,7 @@ def text_stage(machine: Machine, weights: Weights, sizes: Sizes, tokens: int, ba
             f"{machine.memory / GIB:.1f} GiB may be used on {machine.name}; engine.text_batch "
             "makes it less"
         )
-    stays = kept(t5, room - 2 * slot)
+    stays = frozenset() if passing else kept(t5, room - 2 * slot)
     return Stage(resident={"clip": clip_blocks, "t5": stays}, slots=2, working=working)
 
 

@@ -24,7 +24,7 @@ from flux_engine.vram.weights import Images, Weights
 class Residency(Weights):
     """Who is on the card, of models by name. Without a card models compute where they are.
 
-    `limit` is in bytes.
+    `limit` is in bytes. Models `on_disk` are read anew whenever they come.
     """
 
     def __init__(
@@ -34,8 +34,9 @@ class Residency(Weights):
         *,
         images: Images | None = None,
         limit: float = math.inf,
+        on_disk: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(models, card, images)
+        super().__init__(models, card, images, on_disk)
         self.limit = limit
         self.ring = Ring(card) if card else None
         for seat in (seat for seats in self._seats.values() for seat in seats):

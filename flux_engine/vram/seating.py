@@ -74,9 +74,15 @@ class Seating:
 
 
 def seatings(
-    machine: Machine, weights: Weights, work: Work, sizes: Sizes, batches: Iterable[int]
+    machine: Machine,
+    weights: Weights,
+    work: Work,
+    sizes: Sizes,
+    batches: Iterable[int],
+    *,
+    passing: bool = False,
 ) -> list[Seating]:
-    """Every way that fits."""
+    """Every way that fits; if `passing`, those in which no block stays."""
     blocks, tables = (of_kind(weights, "dit", kind) for kind in ("block", "table"))
     rest = sum(of_kind(weights, "dit", "rest").values())
     row = compute_seconds(machine, work, sizes, blocks)
@@ -88,10 +94,10 @@ def seatings(
             room = machine.memory - rest - working
             largest = max((*blocks.values(), *tables.values())) if slots else 0
             room -= slots * largest
-            stays = kept(blocks, room)
+            stays = frozenset() if passing else kept(blocks, room)
             spare = room - sum(blocks[name] for name in stays)
-            # the table's makers are called once a micro-batch: they stay if everything does
-            stays |= frozenset(tables) if spare >= sum(tables.values()) else frozenset()
+            if not passing and spare >= sum(tables.values()):
+                stays |= frozenset(tables)  # called once a micro-batch: last to stay
             streamed = (set(blocks) | set(tables)) - stays
             if room < 0 or (streamed and not slots) or (slots and not streamed):
                 continue

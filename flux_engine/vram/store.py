@@ -9,7 +9,7 @@ Workers of a host map the same file, and so share its pages. The key says what t
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -68,6 +68,8 @@ class Layout:
             end += -(-tensor.nbytes // ALIGN) * ALIGN
         return cls(tuple(entries), end)
 
+    # a view that is made in inference mode is of another kind: compiled code would not know it
+    @torch.inference_mode(mode=False)
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         return {entry.key: entry.view(flat) for entry in self.entries}
 
@@ -103,10 +105,18 @@ def default_folder() -> Path:
     return Path(os.environ.get(STORE_VARIABLE) or "~/.cache/fluxmill/images").expanduser()
 
 
-def in_memory(units: Sequence[Unit]) -> dict[str, Image]:
-    """Images of this process alone."""
+Ready = Callable[[Unit], None]
+
+
+def as_is(unit: Unit) -> None:
+    """Most units' tensors are what they are to be."""
+
+
+def in_memory(units: Sequence[Unit], ready: Ready = as_is) -> dict[str, Image]:
+    """Images of this process alone. `ready` is called before a unit's tensors are read."""
     out = {}
     for unit in units:
+        ready(unit)
         layout = Layout.of(unit.tensors)
         flat = torch.zeros(layout.nbytes, dtype=torch.uint8)
         _fill(layout, unit, flat)
@@ -115,7 +125,13 @@ def in_memory(units: Sequence[Unit]) -> dict[str, Image]:
 
 
 def on_disk(
-    units: Sequence[Unit], folder: Path, key: str, model: str, *, writable: bool = False
+    units: Sequence[Unit],
+    folder: Path,
+    key: str,
+    model: str,
+    *,
+    writable: bool = False,
+    ready: Ready = as_is,
 ) -> dict[str, Image]:
     """Images mapped from the cache; built there first, by one process of the host, if need be.
 
@@ -134,7 +150,7 @@ def on_disk(
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
             if not _complete(place, index):
-                _build(place, index, units, layouts)
+                _build(place, index, units, layouts, ready)
     pages = torch.from_file(str(place), shared=writable, size=ends[-1], dtype=torch.uint8)
     return {
         unit.name: Image(unit.name, layout, pages[start : start + layout.nbytes])
@@ -152,13 +168,18 @@ def _complete(place: Path, index: dict[str, Any]) -> bool:
 
 
 def _build(
-    place: Path, index: dict[str, Any], units: Sequence[Unit], layouts: Sequence[Layout]
+    place: Path,
+    index: dict[str, Any],
+    units: Sequence[Unit],
+    layouts: Sequence[Layout],
+    ready: Ready,
 ) -> None:
     logger.info("building weight images", extra={"file": str(place), "bytes": index["nbytes"]})
     part = place.with_suffix(".part")
     with part.open("wb") as file:
         for unit, layout, told in zip(units, layouts, index["units"], strict=True):
             flat = torch.zeros(layout.nbytes, dtype=torch.uint8)
+            ready(unit)
             _fill(layout, unit, flat)
             file.seek(told["at"])
             file.write(flat.numpy().data)

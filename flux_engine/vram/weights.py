@@ -1,6 +1,6 @@
 """Models' weights at home: as they are stored, what takes their place, and eight bits undone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,11 @@ class Weights:
     """Models by name; with a card their weights lie in images, without one where they are."""
 
     def __init__(
-        self, models: Mapping[str, nn.Module], card: Card | None, images: Images | None
+        self,
+        models: Mapping[str, nn.Module],
+        card: Card | None,
+        images: Images | None,
+        on_disk: frozenset[str] = frozenset(),
     ) -> None:
         self.models, self.card = dict(models), card
         self._seats: dict[str, list[Seat]] = {}
@@ -34,9 +38,9 @@ class Weights:
                 continue
             units = units_of(model)
             homes = (images or {}).get(name) or in_memory(units)
-            self._seats[name] = [
-                Seat(name, unit, _pinned(homes[unit.name], card)) for unit in units
-            ]
+            if name not in on_disk:
+                homes = {key: _pinned(image, card) for key, image in homes.items()}
+            self._seats[name] = [Seat(name, unit, homes[unit.name]) for unit in units]
 
     def quiet(self) -> None:
         """End what is under way on the card."""
@@ -124,18 +128,22 @@ class Weights:
             seat.change(changed or None, self.card)
 
     @contextmanager
-    def exactly(self, model: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    def exactly(
+        self, model: str, wide: Callable[[], Mapping[str, Tensor]] | None
+    ) -> Iterator[None]:
         """Inside, layers that keep eight bits compute with these weights, by parameter name.
 
-        Everything else is sent home first; all blocks pass through the ring. Overrides stay in
-        force.
+        Everybody is sent home first, and the model's blocks have to pass through. Overrides stay
+        in force. None: no layer keeps eight bits.
         """
-        layers = dict(narrow_in(self.models[model]))
-        keys = [f"{name}.weight" for name in layers]
-        exact = {key: self._instead[model].get(key, tensors[key]) for key in keys}
+        layers = dict(narrow_in(self.models[model])) if wide else {}
         self.vacate()
         try:
-            self._swap(model, layers, exact)
+            if wide:
+                found = {**wide(), **self._instead[model]}
+                self._swap(
+                    model, layers, {f"{name}.weight": found[f"{name}.weight"] for name in layers}
+                )
             yield
         finally:
             self.vacate()

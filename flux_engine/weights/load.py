@@ -38,6 +38,7 @@ class LoadedModels:
     t5: nn.Module | None = None
     fingerprint: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[Role, dict[str, str]] = field(default_factory=dict)  # by model
+    groups: Mapping[Role, int] = field(default_factory=dict)  # which of the groups each was in
 
 
 def load_models(
@@ -64,6 +65,7 @@ def load_models(
         t5=models.get("t5"),
         fingerprint=fingerprint(file for files in groups for file in files),
         fingerprints={role: fingerprint(files) for role, (files, _) in plans.items()},
+        groups={role: list(groups).index(files) for role, (files, _) in plans.items()},
     )
 
 

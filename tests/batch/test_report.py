@@ -43,3 +43,13 @@ def test_a_part_of_a_shard_is_not_counted() -> None:
     report.add(dataclasses.replace(shard(0, 0), state="part"))
     assert (report.finished, report.shards) == (0, [])
     assert report.line(report.started + 1, underway=4).startswith("4 of 10 rows, 4.00 rows/s")
+
+
+def test_a_run_tells_how_far_approximate_rows_were_from_the_exact_ones() -> None:
+    report = RunReport(rows=10)
+    assert "deviation_of_latents" not in report.as_json("running")
+    report.add(dataclasses.replace(shard(2, 0), deviations=(0.25, 0.75)))
+    report.add(shard(2, 0))
+    told = report.as_json("running")
+    assert told["deviation_of_latents"] == {"rows": 2, "mean": 0.5, "largest": 0.75}
+    assert "deviations" not in told

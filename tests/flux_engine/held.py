@@ -5,6 +5,7 @@ import random
 from flux_engine import FluxEngine
 from flux_engine.batching import Bucket
 from flux_engine.planning import Planning
+from flux_engine.planning import held as planned
 from flux_engine.sampling.tiling import Tiling
 from flux_engine.vram.card import HostCard
 from flux_engine.vram.estimates import Machine
@@ -45,7 +46,7 @@ class Forced(Planning):
 def held(engine: FluxEngine, *, seed: int | None = None, machine: Machine = ROOMY) -> HostCard:
     """Hold the engine's weights on a card; with a seed, at random."""
     card = HostCard(late(seed or 0, 0.001))
-    engine.hold(card, machine)
+    engine.hold(*planned(engine.models, engine.batching, card, machine, dtype=engine.dtype))
     if seed is not None:
         engine.planning.__class__ = Forced
         engine.planning.draw = random.Random(seed)  # type: ignore[attr-defined]

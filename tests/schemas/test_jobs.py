@@ -20,6 +20,17 @@ def test_where_and_how_wide_a_job_runs_does_not_change_its_recipe() -> None:
     assert one.recipe() == many.recipe()
 
 
+def test_what_came_later_is_in_the_recipe_only_where_it_is_said() -> None:
+    plain = GenerateJob.parse(BASE).recipe()
+    assert not {"engine.approximate", "engine.attention", "engine.compile"} & set(plain)
+    asked = GenerateJob.parse(BASE | {"engine": {"approximate": "fp8", "compile": True}}).recipe()
+    assert (asked["engine.approximate"], asked["engine.compile"]) == (["fp8"], True)
+    entry = {"path": "a", "offload_device": "cpu", "offload_dtype": "float8_e4m3fn"}
+    (model,) = GenerateJob.parse(BASE | {"engine": {"model": [entry]}}).recipe()["engine.model"]
+    assert model["kept"] == "float8_e4m3fn"
+    assert "offload_device" not in model
+
+
 def test_a_passthrough_column_may_not_bear_one_of_our_names() -> None:
     with pytest.raises(SchemaError, match=r"passthrough.*image, seed"):
         GenerateJob.parse(BASE | {"passthrough": ["seed", "image", "licence"]})

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from batch.actor import ShardWorker
 from batch.errors import MachineFault
 from batch.manifest import Manifest, RowReader
 from batch.shards import plan
 from batch.stages import generate
-from batch.stages.generate import seed_of
+from batch.stages.generate import GenerateStage, seed_of
 from batch.wishes import Wish, wishes_of
 from schemas.records import ImageRecord, Record, RejectedRecord
 from tests.batch.doubles import Painter, PainterStage, job, write_manifest
@@ -211,3 +213,31 @@ def test_a_stage_says_which_rows_are_next_and_leaves_when_asked(tmp_path: Path) 
         ("denoise", [4, 5, 6, 7]),
     ]
     assert answers == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_approximate_pictures_say_so_and_their_worker_tells_how_far_they_are_off(
+    tmp_path: Path,
+) -> None:
+    manifest = write_manifest(tmp_path / "m.parquet", {"prompt": ["a red circle", "a star"]})
+    engine = {"approximate": "fp8", "torch_dtype": "float32", "device": "cpu"}
+    asked = job(tmp_path, manifest, engine=engine, sampling={"height": 64, "width": 64})
+    worker = ShardWorker(asked, GenerateStage(asked, (str(tmp_path),)))
+    worker.setup()
+    (shard,) = plan(Manifest(str(manifest)), 4, asked.recipe())
+    report = worker(shard)
+    assert len(report.deviations) == report.done == 2
+    assert all(0 < far < 0.5 for far in report.deviations)
+    table = pq.read_table(next((tmp_path / "out" / "data").glob("*.parquet")))
+    assert set(table["approximate"].to_pylist()) == {"fp8"}
+    chosen = sorted(path.name for path in (tmp_path / "out" / "_run" / "shapes").iterdir())
+    assert chosen == ["decode_batch-64x64.json", "micro_batch-64x64-text-16.json"]
+    assert set(table["micro_batch"].to_pylist()) == {16}
+    chosen_file = tmp_path / "out" / "_run" / "shapes" / chosen[1]
+    # as another card chose
+    chosen_file.write_text(chosen_file.read_text().replace('"chosen": 16', '"chosen": 2'))
+    (tmp_path / "out" / "data" / f"{shard.name}.parquet").unlink()
+    again = ShardWorker(asked, GenerateStage(asked, (str(tmp_path),)))
+    again.setup()
+    again(shard)
+    table = pq.read_table(next((tmp_path / "out" / "data").glob("*.parquet")))
+    assert set(table["micro_batch"].to_pylist()) == {2}
