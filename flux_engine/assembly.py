@@ -14,7 +14,7 @@ from torch import Tensor
 from flux_engine.approximation import Approximate, Approximation
 from flux_engine.batching import TEXT_BATCH, Batching
 from flux_engine.defaults import model_folder, read_object
-from flux_engine.encode import TextModels
+from flux_engine.encode import TextModels, layout_for
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import SettingError, SourceError
 from flux_engine.holding import has_blocks, hold_on_card, open_bits, settle_bits
@@ -73,6 +73,7 @@ def load_engine(
     assert loaded.vae is not None
     assert loaded.clip is not None
     assert loaded.t5 is not None
+    loaded.vae.to(memory_format=layout_for(place))  # type: ignore[call-overload]
     models = {role: getattr(loaded, role) for role in ROLES}
     policies: dict[str, Policy] = {
         role: kept[loaded.groups[role]] if kept else Policy() for role in ROLES

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flux_engine.encode import PictureCoder, Text, TextEncoder
+from flux_engine.encode import PictureCoder, Text, TextEncoder, layout_for
 from flux_engine.sampling.tiling import Tiling
 from tests.conftest import ShapesEngine
 from tests.flux_engine.asking import noise, picture
@@ -97,3 +97,8 @@ def test_latents_of_any_type_are_decoded(shapes_engine: ShapesEngine) -> None:
     coder = shapes_engine().pictures
     z = noise(0, 16, 8, 8)
     assert torch.equal(coder.decode([z.double()], 1, None)[0], coder.decode([z], 1, None)[0])
+
+
+def test_pictures_are_laid_out_as_the_devices_convolutions_want_them() -> None:
+    assert layout_for(torch.device("cuda")) == torch.channels_last
+    assert layout_for(torch.device("cpu")) == torch.contiguous_format  # see there
