@@ -107,6 +107,7 @@ class FluxEngine:
 
     def hold(self, residency: Residency, planning: Planning) -> None:
         """Hold the weights so from now on."""
+        self.residency.leave()
         self.residency, self.planning = residency, planning
         self.text.loop = residency.loop
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from flux_engine.vram.card import Card
 from flux_engine.vram.planner import Stage
@@ -39,11 +40,24 @@ class Residency(Weights):
         super().__init__(models, card, images, on_disk)
         self.limit = limit
         self.ring = Ring(card) if card else None
-        for seat in (seat for seats in self._seats.values() for seat in seats):
-            for module in seat.unit.modules:
-                module.register_forward_pre_hook(self._before(seat))
-                if seat.unit.kind == "block":
-                    module.register_forward_hook(self._after(seat))
+        self._hooks = [
+            hook
+            for seats in self._seats.values()
+            for seat in seats
+            for module in seat.unit.modules
+            for hook in self._hooked(seat, module)
+        ]
+
+    def _hooked(self, seat: Seat, module: nn.Module) -> Iterator[RemovableHandle]:
+        yield module.register_forward_pre_hook(self._before(seat))
+        if seat.unit.kind == "block":
+            yield module.register_forward_hook(self._after(seat))
+
+    def leave(self) -> None:
+        """Send everybody home, and let go of the models."""
+        self.vacate()
+        for hook in self._hooks:
+            hook.remove()
 
     def _before(self, seat: Seat) -> Any:
         def before(*_: Any) -> None:

@@ -42,6 +42,14 @@ class Weights:
                 homes = {key: _pinned(image, card) for key, image in homes.items()}
             self._seats[name] = [Seat(name, unit, homes[unit.name]) for unit in units]
 
+    @property
+    def images(self) -> Images:
+        """Of all models, by unit."""
+        return {
+            name: {seat.unit.name: seat.stored for seat in seats}
+            for name, seats in self._seats.items()
+        }
+
     def quiet(self) -> None:
         """End what is under way on the card."""
 

@@ -63,6 +63,19 @@ def test_who_is_not_needed_goes_where_there_is_no_room_and_nothing_is_copied_bac
     assert room.models["two"].weight.data_ptr() == room.stored("two", "weight").data_ptr()
 
 
+def test_who_has_left_holds_nothing_and_is_not_asked_again() -> None:
+    room, card = rooms(dit := small_dit())
+    with room.phase(staged(frozenset(BLOCKS[:2]), 2)):
+        run(dit, room)
+    room.leave()
+    before = card.copies
+    assert same(run(dit), run(small_dit()))
+    assert (card.copies, room.used) == (before, 0)
+    other = Residency({"dit": dit}, HostCard(), images=room.images)
+    with other.phase(staged(frozenset(), 2)):
+        assert same(run(dit, other), run(small_dit()))
+
+
 def test_room_to_work_in_counts() -> None:
     room, _ = two(limit=2048)
     with room.phase(only("one")):
