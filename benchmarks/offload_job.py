@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.random_flux import SPECS, TEXT_TOKENS, empty, fill
 from flux_engine.batching import Batching
-from flux_engine.encode import TextModels
+from flux_engine.encode import TextEncoder, TextModels
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import EngineError
 from flux_engine.models.dit import FluxTransformer
@@ -61,6 +61,7 @@ def caps(spec: str, device: torch.device, dit: FluxTransformer) -> Iterator[dict
             how = held(
                 engine.models, engine.batching, card, machine, dtype=engine.dtype, images=images
             )
+            engine.text = TextEncoder(engine.text.models, device, engine.batching.text)
             engine.hold(*how)
             began = time.monotonic()
             made = engine.generate(asked)

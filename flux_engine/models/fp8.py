@@ -41,6 +41,7 @@ def product(x: Tensor, bits: Tensor, scale: Tensor, bias: Tensor | None) -> Tens
         scale_b=scale.t(),
         bias=None if bias is None else bias.bfloat16(),
         out_dtype=torch.bfloat16,  # the only one that GPUs have for scales by row
+        use_fast_accum=True,
     )
     return out.to(x.dtype).reshape(*x.shape[:-1], -1)
 

@@ -6,6 +6,7 @@ neither, and `host_waits` counts where it had to.
 """
 
 import logging
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
@@ -112,20 +113,27 @@ class CudaCard(Counted):
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._reader = ThreadPoolExecutor(1, "disk")
         self._staging: list[tuple[Tensor, torch.cuda.Event]] = []
+        self._copying = False
+        self._locked: list[Tensor] = []
+        # memory that is freed while it is locked would be taken for locked ever after
+        weakref.finalize(self, _unlock, self._locked).atexit = False
 
     @torch.inference_mode(mode=False)
     def room(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def pin(self, flat: Tensor) -> Tensor:
-        """The same memory, locked; a locked copy where the system does not lock it."""
+        """The same memory, locked as long as this card is there; a locked copy where the system
+        does not lock it."""
         if flat.is_pinned() or not flat.nbytes:
             return flat
-        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        if int(runtime.cudaHostRegister(flat.data_ptr(), flat.nbytes, 0)) == 0:
+        if int(_runtime().cudaHostRegister(flat.data_ptr(), flat.nbytes, 0)) == 0:
+            self._locked.append(flat)
             return flat
         self._forget_fault()
-        logger.info("host pages are copied to be pinned", extra={"bytes": flat.nbytes})
+        if not self._copying:
+            logger.warning("the system does not lock the weights' pages: they are copied")
+        self._copying = True
         return flat.pin_memory()
 
     def _forget_fault(self) -> None:
@@ -176,3 +184,14 @@ class CudaCard(Counted):
             self.host_waits += not mark.done()
             mark = mark.result()
         torch.cuda.current_stream(self.device).wait_event(mark)
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _unlock(locked: list[Tensor]) -> None:
+    torch.cuda.synchronize()
+    for flat in locked:
+        _runtime().cudaHostUnregister(flat.data_ptr())
+    locked.clear()

@@ -176,15 +176,18 @@ def _build(
 ) -> None:
     logger.info("building weight images", extra={"file": str(place), "bytes": index["nbytes"]})
     part = place.with_suffix(".part")
-    with part.open("wb") as file:
-        for unit, layout, told in zip(units, layouts, index["units"], strict=True):
-            flat = torch.zeros(layout.nbytes, dtype=torch.uint8)
-            ready(unit)
-            _fill(layout, unit, flat)
-            file.seek(told["at"])
-            file.write(flat.numpy().data)
-        file.truncate(index["nbytes"])
-    part.replace(place)
+    try:
+        with part.open("wb") as file:
+            for unit, layout, told in zip(units, layouts, index["units"], strict=True):
+                flat = torch.zeros(layout.nbytes, dtype=torch.uint8)
+                ready(unit)
+                _fill(layout, unit, flat)
+                file.seek(told["at"])
+                file.write(flat.numpy().data)
+            file.truncate(index["nbytes"])
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)  # a full disk is not left full
     note = place.with_suffix(".json.part")
     note.write_text(json.dumps(index))
     note.replace(place.with_suffix(".json"))
