@@ -27,17 +27,20 @@ def narrowed(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def widened(bits: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return bits.view(E4M3).to(dtype) * scale.to(dtype)
+    return bits.view(E4M3).to(dtype).mul_(scale.to(dtype))
 
 
 def product(x: Tensor, bits: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """x · weightᵀ + bias in eight bits, each row of `x` with a scale of its own."""
     rows = x.flatten(0, -2)
-    largest = rows.abs().amax(1, keepdim=True).float().clamp(min=LEAST) / LARGEST
+    # in the rows' own type, and so with a scale that it can hold: float32 would ask for twice the
+    # memory. What that rounds above the largest number still rounds down to it
+    largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
+    scales = (largest.float().clamp(min=LEAST) / LARGEST).to(x.dtype)
     out: Tensor = torch._scaled_mm(
-        (rows.float() / largest).to(E4M3),
+        (rows / scales).to(E4M3),
         bits.view(E4M3).t(),
-        scale_a=largest,
+        scale_a=scales.float(),
         scale_b=scale.t(),
         bias=None if bias is None else bias.bfloat16(),
         out_dtype=torch.bfloat16,  # the only one that GPUs have for scales by row

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 GIB = 2**30
 RESERVE = 384 * 2**20  # libraries' workspaces, and gaps between what is allocated
 
-# of one forward pass, in hidden vectors a token (counted on the CPU: 17.5 in bfloat16, 16.2 in
-# float32), and of the autoencoder, in its finest level's channels a pixel (8.3 to decode, 5.0 to
-# encode)
-HIDDEN_VECTORS = 18
+# of one forward pass, in hidden vectors a token (counted on the CPU: 17.5 in bfloat16, 18.2 with
+# products of eight bits), and of the autoencoder, in its finest level's channels a pixel (8.3 to
+# decode, 5.0 to encode)
+HIDDEN_VECTORS = 19
 PIXEL_VECTORS = 9
 DECODE_FLOP, DECODE_SHARE = 1e7, 0.35  # a pixel; of the rate of matrix products
 
@@ -86,7 +86,14 @@ def working_bytes(work: Work, sizes: Sizes, batch: int) -> int:
     rows = batch * work.sides
     values = HIDDEN_VECTORS * work.tokens * sizes.width * sizes.itemsize
     table = work.steps * sizes.rows * sizes.width * sizes.itemsize
-    return RESERVE + rows * (values + table)
+    return RESERVE + rows * (values + table) + widening_bytes(sizes)
+
+
+def widening_bytes(sizes: Sizes) -> int:
+    """The largest of the layers that keep eight bits, made wide while it is called."""
+    if sizes.stored == sizes.itemsize:
+        return 0
+    return sizes.width * (3 * sizes.width + sizes.inner) * sizes.itemsize
 
 
 def text_bytes(tokens: int, sizes: Sizes, batch: int) -> int:

@@ -75,8 +75,8 @@ def test_a_product_in_eight_bits_is_that_of_the_scaled_rows(dtype: torch.dtype) 
     )
     bits, scale = narrowed(weight)
     rows = x.float()
-    scales = rows.abs().amax(-1, keepdim=True) / LARGEST
-    seen = (rows / scales).to(E4M3).float() * scales
+    scales = (rows.abs().amax(-1, keepdim=True) / LARGEST).to(dtype).float()
+    seen = (rows / scales).to(dtype).to(E4M3).float() * scales
     expected = seen @ widened(bits, scale, torch.float32).T + bias.float()
     out = product(x, bits, scale, bias)
     assert (out.dtype, out.shape) == (dtype, (2, 9, 48))

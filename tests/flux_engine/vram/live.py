@@ -19,6 +19,9 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        for leaf in tree_leaves(args):
+            if isinstance(leaf, torch.Tensor):  # what was there before: weights, inputs
+                self._seen.add(leaf.untyped_storage()._cdata)
         out = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from flux_engine.models.dit import FluxSpec, FluxTransformer
+from flux_engine.models.fp8 import narrow_layers
 from flux_engine.models.vae import AutoEncoder, VaeSpec
 from flux_engine.vram.estimates import (
     HIDDEN_VECTORS,
@@ -14,8 +17,10 @@ from flux_engine.vram.estimates import (
     of_kind,
     text_bytes,
     total,
+    widening_bytes,
     working_bytes,
 )
+from flux_engine.vram.units import MODULATIONS
 from tests.flux_engine.vram.live import Live
 from tests.flux_engine.vram.published import card, flux_dev, square
 
@@ -42,11 +47,15 @@ def test_weights_are_counted_by_model() -> None:
     assert total(weights, "t5", "clip") == pytest.approx(2 * (4_762_310_656 + 123_060_480), abs=1e4)
 
 
+@pytest.mark.parametrize("bits", ["wide", "eight bits", "eight-bit products"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_a_forward_pass_lives_in_what_is_estimated_for_it(dtype: torch.dtype) -> None:
+def test_a_forward_pass_lives_in_what_is_estimated_for_it(dtype: torch.dtype, bits: str) -> None:
     width, text, image, rows = 256, 64, 512, 2
     spec = FluxSpec(width, 2, (16, 56, 56), 4 * width, 2, 2, text_width=64, pooled_width=32)
-    dit = FluxTransformer(spec).to(dtype)
+    dit = FluxTransformer(spec).to(dtype).requires_grad_(False)
+    for block in (*dit.double_blocks, *dit.single_blocks):
+        if bits != "wide":
+            narrow_layers(block, but=MODULATIONS, products="products" in bits)
     x, told = torch.randn(rows, image, 64).to(dtype), torch.randn(rows, text, 64).to(dtype)
     table = torch.randn(rows, 2 * 12 + 2 * 3 + 2, width).to(dtype)
     with torch.inference_mode(), Live() as live:
@@ -64,6 +73,12 @@ def test_decoding_lives_in_what_is_estimated_for_it() -> None:
             with Live() as live:
                 work(torch.randn(shape).bfloat16())
             assert live.peak / (side**2 * 32 * 2) < PIXEL_VECTORS
+
+
+def test_layers_that_keep_eight_bits_are_widened_one_at_a_time() -> None:
+    _, sizes = flux_dev()
+    assert widening_bytes(sizes) == 0
+    assert widening_bytes(replace(sizes, stored=1)) == 2 * 3072 * 21504
 
 
 def test_more_rows_ask_for_more() -> None:

@@ -244,6 +244,48 @@ def test_the_engines_pictures_are_the_same_however_its_weights_are_held(
         assert card.copied == everything
 
 
+def passing(engine: FluxEngine) -> HostCard:
+    """Held so that no block of the transformer stays."""
+    card = held(engine)
+    stage = Stage(resident={"dit": frozenset(), "vae": frozenset()}, slots=2)
+    engine.planning.denoise = lambda _: stage  # type: ignore[method-assign]
+    return card
+
+
+def test_one_pass_of_the_tables_makers_serves_a_bucket_of_micro_batches() -> None:
+    card = passing(engine := new_engine())
+    card.log = []
+    engine.generate(ROWS[:5:2] * 3)  # nine rows of one kind: five micro-batches
+    copied = [name for what, name in card.log if what == "copy"]
+    sizes = engine.residency.sizes()["dit"]
+    tables = [f"dit.{name}" for name, (kind, _) in sizes.items() if kind == "table"]
+    blocks = [f"dit.{name}" for name, (kind, _) in sizes.items() if kind == "block"]
+    assert [copied.count(name) for name in tables] == [1] * len(tables)
+    assert [copied.count(name) for name in blocks] == [5 * 2] * len(blocks)  # of two steps each
+
+
+def test_memory_that_runs_out_in_mid_stream_halves_the_micro_batch_and_changes_no_bit() -> None:
+    smaller = new_engine().generate(ROWS)  # in twos
+    engine = load_engine(
+        device="cpu", torch_dtype=torch.float32, text_batch=2, micro_batch=4, decode_batch=2
+    )
+    passing(engine)
+
+    def full(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = 4 if len(inputs[0]) == 2 else 2 * len(inputs[0])
+        if rows > 8:
+            raise torch.OutOfMemoryError("no room on the card")
+
+    engine.dit.single_blocks[2].register_forward_pre_hook(full)
+    made = engine.generate(ROWS[:5])
+    plain = [one for i, one in enumerate(made) if i % 2 == 0]
+    guided = [one for i, one in enumerate(made) if i % 2]
+    assert {one.micro_batch for one in plain} == {4}
+    assert {one.micro_batch for one in guided} == {2}
+    for one, other in zip(guided, (smaller[1], smaller[3]), strict=True):
+        assert torch.equal(one.latents, other.latents)
+
+
 @pytest.mark.gpu
 @needs_a_card
 @pytest.mark.parametrize("kept", [0, 3, 7])
