@@ -27,6 +27,11 @@ def rotation(ids_LA: Tensor, axes: tuple[int, ...]) -> Tensor:
 def rotate(x_BHLE: Tensor, rotation_2LR: Tensor) -> Tensor:
     """Turn neighbouring channel pairs (0,1), (2,3), … in float32; the input's dtype comes back."""
     cos, sin = rotation_2LR
+    if not torch.compiler.is_compiling():  # which has no code for complex numbers
+        pairs = rearrange(x_BHLE.float(), "... (R two) -> ... R two", two=2)
+        turned = torch.view_as_complex(pairs) * torch.complex(cos, sin)
+        turned = torch.view_as_real(turned)
+        return turned.flatten(-2).type_as(x_BHLE)
     even, odd = rearrange(x_BHLE.float(), "... (R two) -> two ... R", two=2)
     turned = torch.stack([cos * even - sin * odd, sin * even + cos * odd], dim=-1)
     return turned.flatten(-2).type_as(x_BHLE)
