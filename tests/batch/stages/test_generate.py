@@ -12,6 +12,7 @@ import torch
 from batch.actor import ShardWorker
 from batch.errors import MachineFault
 from batch.manifest import Manifest, RowReader
+from batch.output import Output
 from batch.shards import plan
 from batch.stages import generate
 from batch.stages.generate import GenerateStage, seed_of
@@ -221,6 +222,7 @@ def test_approximate_pictures_say_so_and_their_worker_tells_how_far_they_are_off
     manifest = write_manifest(tmp_path / "m.parquet", {"prompt": ["a red circle", "a star"]})
     engine = {"approximate": "fp8", "torch_dtype": "float32", "device": "cpu"}
     asked = job(tmp_path, manifest, engine=engine, sampling={"height": 64, "width": 64})
+    Output(asked.output, asked.format).claim(asked.recipe())
     worker = ShardWorker(asked, GenerateStage(asked, (str(tmp_path),)))
     worker.setup()
     (shard,) = plan(Manifest(str(manifest)), 4, asked.recipe())
