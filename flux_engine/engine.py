@@ -6,9 +6,9 @@ together, pictures are decoded as soon as a batch of them is denoised, and leave
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
 from flux_engine.planning import Planning, heads_of
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Trace, Watch
+from flux_engine.rows import Denoised, Latents, Prepared, by_picture, prompts_of, stacked
 from flux_engine.sampling.denoise import Conditions, Progress, denoise, plain
 from flux_engine.sampling.kernels import Attention, attention
 from flux_engine.sampling.schedule import shift_of, sigmas
@@ -38,39 +39,6 @@ from flux_engine.weights.lora.models import Models
 from flux_engine.weights.lora.shelf import SHELF_BYTES
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """One row's latents (Z, H/8, W/8) on the host, the micro-batch it was in, and its path."""
-
-    latents: Tensor
-    micro_batch: int
-    trace: Trace | None = None
-
-
-Latents = dict[int, Denoised]  # by number
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The rows of a call by number, what they wear, their texts by what is merged into the
-    encoders, and the latents that pictures start from."""
-
-    requests: dict[int, GenerationRequest]
-    outfits: dict[int, Outfit]
-    texts: dict[str, dict[TextKey, Text]]
-    pictures: dict[int, Tensor]
-
-    def texts_of(self, i: int) -> list[Text]:
-        """Of the prompt, and with guidance of the negative one."""
-        texts = self.texts[self.outfits[i].text_key]
-        return [texts[key] for key in prompts_of(self.requests[i])]
-
-
-def stacked(made: Sequence[Denoised]) -> Tensor:
-    """Latents of a micro-batch, (B, Z, H/8, W/8)."""
-    return torch.stack([one.latents for one in made])
 
 
 class FluxEngine:
@@ -278,11 +246,9 @@ class FluxEngine:
     def _encode_pictures(self, requests: dict[int, GenerationRequest]) -> dict[int, Tensor]:
         given = {i: r.input_image for i, r in requests.items() if r.input_image is not None}
         out: dict[int, Tensor] = {}
-        for (height, width, tiling), members in by_picture(given, requests).items():
-            batch = self.planning.decode_batch(height, width, tiling)
-            with self.residency.phase(self.planning.decode(height, width, tiling)):
-                made = self.pictures.encode([given[i] for i in members], batch, tiling)
-            out.update(zip(members, made, strict=True))
+        for (*_, tiling), members in by_picture(given, requests).items():
+            made = dict(self.encode([given[i] for i in members], tiling))
+            out |= {i: made[n] for n, i in enumerate(members)}
         return out
 
     def _denoise(
@@ -431,23 +397,3 @@ class FluxEngine:
             loras=tuple(self.loras.shelf.take(use).digest for use in request.loras),
             approximate=str(self.approximation),
         )
-
-
-def by_picture(
-    members: Iterable[int], requests: dict[int, GenerationRequest]
-) -> dict[tuple[int, int, Tiling | None], list[int]]:
-    """Rows by what they must have in common to share a batch of the autoencoder."""
-    out: dict[tuple[int, int, Tiling | None], list[int]] = {}
-    for i in members:
-        r = requests[i]
-        tiling = Tiling(r.tile_size, r.tile_stride) if r.tiled else None
-        out.setdefault((r.height, r.width, tiling), []).append(i)
-    return out
-
-
-def prompts_of(request: GenerationRequest) -> tuple[TextKey, ...]:
-    """The (prompt, T5 length) pairs that a request needs encoded."""
-    length = request.t5_sequence_length
-    if request.guided:
-        return (request.prompt, length), (request.negative_prompt, length)
-    return ((request.prompt, length),)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from flux_engine.batching import fixed_batches
-from flux_engine.engine import FluxEngine, Prepared
+from flux_engine.engine import FluxEngine
 from flux_engine.errors import NumbersBroke, RequestError, SettingError
 from flux_engine.latents import pack, position_ids, unpack
 from flux_engine.request import ONLOOKER, GenerationRequest, LoraUse, Watch
+from flux_engine.rows import Prepared
 from flux_engine.sampling.denoise import rows_at, velocities_at
 
 TAP = re.compile(r"(double_blocks)\.(\d+)\.(img|txt)|(single_blocks)\.(\d+)")

@@ -22,7 +22,12 @@ def identity_of(
         "version": VERSION,
         "target": job.target.model_dump(mode="json"),
         "stored": job.dtype,
-        "teacher": {"weights": engine.fingerprints.get("dit", {}), "loras": loras, "dtype": dtype},
+        "teacher": {
+            "weights": engine.fingerprints.get("dit", {}),
+            "loras": loras,
+            "dtype": dtype,
+            "approximate": list(job.engine.approximate),
+        },
         "vae": {"weights": engine.fingerprints.get("vae", {}), "dtype": dtype},
         "text": {
             "clip": engine.fingerprints.get("clip", {}),

@@ -1,0 +1,65 @@
+"""The rows of one call: what each asks for, wears and is told, and what has become of it so far."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flux_engine.adapters.lora import Outfit
+from flux_engine.encode import Text, TextKey
+from flux_engine.request import GenerationRequest, Trace
+from flux_engine.sampling.tiling import Tiling
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """One row's latents (Z, H/8, W/8) on the host, the micro-batch it was in, and its path."""
+
+    latents: Tensor
+    micro_batch: int
+    trace: Trace | None = None
+
+
+Latents = dict[int, Denoised]  # by number
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rows of a call by number, what they wear, their texts by what is merged into the
+    encoders, and the latents that pictures start from."""
+
+    requests: dict[int, GenerationRequest]
+    outfits: dict[int, Outfit]
+    texts: dict[str, dict[TextKey, Text]]
+    pictures: dict[int, Tensor]
+
+    def texts_of(self, i: int) -> list[Text]:
+        """Of the prompt, and with guidance of the negative one."""
+        texts = self.texts[self.outfits[i].text_key]
+        return [texts[key] for key in prompts_of(self.requests[i])]
+
+
+def stacked(made: Sequence[Denoised]) -> Tensor:
+    """Latents of a micro-batch, (B, Z, H/8, W/8)."""
+    return torch.stack([one.latents for one in made])
+
+
+def by_picture(
+    members: Iterable[int], requests: dict[int, GenerationRequest]
+) -> dict[tuple[int, int, Tiling | None], list[int]]:
+    """Rows by what they must have in common to share a batch of the autoencoder."""
+    out: dict[tuple[int, int, Tiling | None], list[int]] = {}
+    for i in members:
+        r = requests[i]
+        tiling = Tiling(r.tile_size, r.tile_stride) if r.tiled else None
+        out.setdefault((r.height, r.width, tiling), []).append(i)
+    return out
+
+
+def prompts_of(request: GenerationRequest) -> tuple[TextKey, ...]:
+    """The (prompt, T5 length) pairs that a request needs encoded."""
+    length = request.t5_sequence_length
+    if request.guided:
+        return (request.prompt, length), (request.negative_prompt, length)
+    return ((request.prompt, length),)

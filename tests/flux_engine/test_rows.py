@@ -1,0 +1,33 @@
+import torch
+
+from flux_engine.adapters.lora import BARE
+from flux_engine.encode import Text
+from flux_engine.rows import Denoised, Prepared, by_picture, prompts_of, stacked
+from flux_engine.sampling.tiling import Tiling
+from tests.flux_engine.asking import asked
+
+
+def test_a_guided_row_has_two_texts() -> None:
+    assert prompts_of(asked("owl")) == (("owl", 20),)
+    guided = asked("owl", negative_prompt="bad", cfg_scale=2.0)
+    assert prompts_of(guided) == (("owl", 20), ("bad", 20))
+    texts = {
+        (name, 20): Text(torch.full((1, 1), n), torch.zeros(1), 0)
+        for n, name in enumerate(("owl", "bad"))
+    }
+    rows = Prepared({0: guided}, {0: BARE}, {"": texts}, {})
+    assert [int(text.states_TW) for text in rows.texts_of(0)] == [0, 1]
+
+
+def test_rows_share_the_autoencoder_by_size_and_tiles() -> None:
+    requests = {0: asked(), 1: asked(height=80), 2: asked(), 3: asked(tiled=True, tile_size=64)}
+    assert by_picture([0, 1, 2, 3], requests) == {
+        (64, 64, None): [0, 2],
+        (80, 64, None): [1],
+        (64, 64, Tiling(64, 64)): [3],
+    }
+
+
+def test_latents_of_a_micro_batch_are_stacked() -> None:
+    made = [Denoised(torch.full((2,), float(n)), 2) for n in range(2)]
+    assert stacked(made).tolist() == [[0.0, 0.0], [1.0, 1.0]]
