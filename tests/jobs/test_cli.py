@@ -16,11 +16,12 @@ from jobs.cli import (
     StopSignal,
     check_place,
     load,
+    load_job,
     set_value,
     start_ray,
 )
 from schemas.base import SchemaError
-from schemas.jobs import GenerateJob
+from schemas.jobs import DistillJob, GenerateJob
 
 JOB = """
 manifest: m.parquet
@@ -143,3 +144,15 @@ def test_while_there_is_work_the_first_signal_asks_and_the_second_ends(stop: Sto
     assert stop()
     with pytest.raises(Stopped):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_file_with_a_target_is_a_distillation_job(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("manifest: m.parquet\noutput: out\n")
+    assert isinstance(load_job(config, []), GenerateJob)
+    assert isinstance(load_job(config, ["target.kind=pair"]), DistillJob)
+    config.write_text("manifest: m.parquet\noutput: out\ntarget: {kind: logits}\n")
+    with pytest.raises(SchemaError, match="target"):
+        load_job(config, [])
+    with pytest.raises(SchemaError, match="cannot be read"):
+        load_job(tmp_path / "absent.yaml", [])

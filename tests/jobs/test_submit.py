@@ -10,12 +10,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from ray.job_submission import JobStatus
 
 from batch.errors import JobError, ManifestError
-from jobs import submit
+from jobs import cli, submit
 from jobs.submit import Submission, one_line, submission_of
 from schemas.base import SchemaError
+from schemas.jobs import DistillJob
 from tests.batch.doubles import column, data_bytes, job, write_manifest
 from tests.jobs.head import ROOT, Head, running_head
 from tests.jobs.test_generate import write_job
@@ -107,6 +109,16 @@ def test_the_id_is_that_of_the_job_and_of_the_manifest_s_files(
     assert name() != first
     words = submission_of(asked, config, ["a=b c"], "").entrypoint
     assert words == "python -m jobs.generate --config job.yaml --set 'a=b c'"
+
+
+def test_targets_are_handed_in_like_pictures(config: Path, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m" / "a.parquet", {"caption": ["fox"], "image": [b"x"]})
+    told = {"manifest": str(manifest), "output": "/data/t", "target": {"kind": "cache"}}
+    config.write_text(yaml.safe_dump(told))
+    asked = cli.load_job(config, ["target.moments=true"])
+    assert isinstance(asked, DistillJob)
+    words = submission_of(asked, config, ["target.moments=true"], "").entrypoint
+    assert words == "python -m jobs.distill --config job.yaml --set target.moments=true"
 
 
 def test_what_cannot_run_from_a_copy_of_the_folder_is_refused(config: Path, tmp_path: Path) -> None:
