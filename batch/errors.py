@@ -6,6 +6,8 @@ BatchError
 ├── OutputError      the output belongs to another recipe or manifest: nothing is started
 ├── PictureError     a row's picture cannot be had: the row is rejected
 ├── LoraError        a row's LoRA cannot be had: the row is rejected
+├── TargetsError     a folder is no whole dataset of targets, or a row of it is not as written
+├── ExportError      targets that a format cannot carry: nothing is written
 ├── MachineFault     memory or the card gave out under some rows: they are tried again elsewhere
 ├── StorageError     the output cannot be written, whoever tries: the run stops, nothing is lost
 ├── StorageDown      storage does not answer: tried again, elsewhere
@@ -35,6 +37,14 @@ class PictureError(BatchError):
 
 class LoraError(BatchError):
     """One row's LoRA is missing, or outside the allowed folders."""
+
+
+class TargetsError(BatchError):
+    """A folder that is no whole dataset of targets, or a row that is not what was written."""
+
+
+class ExportError(BatchError):
+    """Targets that another project's format cannot carry."""
 
 
 class MachineFault(BatchError):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flux_engine import FluxEngine, load_engine
+from tests.batch.targets.made import Targets
 
 ShapesEngine = Callable[..., FluxEngine]
 
@@ -30,3 +31,9 @@ def shapes_engine() -> ShapesEngine:
         return load_engine(device="cpu", **{"torch_dtype": torch.float32, **small, **options})
 
     return loaded
+
+
+@pytest.fixture(scope="session")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> Targets:
+    """Small datasets of targets, by the names in `made.TARGETS`."""
+    return Targets(tmp_path_factory.mktemp("targets"))

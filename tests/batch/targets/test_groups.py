@@ -1,0 +1,56 @@
+"""Row groups: read when they are needed, kept while there is room; they travel without handles."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch.targets.groups import RowGroups
+
+
+def files(folder: Path) -> list[Path]:
+    """Two files of three row groups, of two rows each."""
+    paths = []
+    for i in range(2):
+        table = pa.table({"a": range(6 * i, 6 * i + 6), "b": [b"x" * 1000] * 6, "c": [0] * 6})
+        pq.write_table(table, folder / f"{i}.parquet", row_group_size=2)
+        paths.append(folder / f"{i}.parquet")
+    return paths
+
+
+def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
+    groups = RowGroups(files(tmp_path), ["b", "a"], 10**6)
+    assert groups(1, 2).to_pydict() == {"b": [b"x" * 1000] * 2, "a": [10, 11]}
+
+
+def test_the_latest_stay_as_long_as_there_is_room(tmp_path: Path) -> None:
+    groups = RowGroups(files(tmp_path), ["a", "b"], 2 * 2100)
+    for place in ((0, 0), (0, 1), (0, 0), (1, 2), (0, 0)):
+        groups(*place)
+    assert groups.read == 3
+    groups(0, 1)
+    assert groups.read == 4
+
+
+def test_one_is_kept_whatever_its_size(tmp_path: Path) -> None:
+    groups = RowGroups(files(tmp_path), ["b"], 1)
+    groups(0, 0)
+    groups(0, 0)
+    assert groups.read == 1
+
+
+def test_a_copy_in_another_process_begins_anew(tmp_path: Path) -> None:
+    groups = RowGroups(files(tmp_path), ["a"], 10**6)
+    groups(0, 0)
+    copy = pickle.loads(pickle.dumps(groups))
+    assert (copy.read, copy(0, 0)["a"].to_pylist()) == (0, [0, 1])
+
+
+def test_a_fork_opens_files_of_its_own(tmp_path: Path) -> None:
+    groups = RowGroups(files(tmp_path), ["a"], 10**6)
+    groups(0, 0)
+    groups._process = os.getpid() + 1  # as a child finds it
+    groups(0, 0)
+    assert groups.read == 2
