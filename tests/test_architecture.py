@@ -36,9 +36,11 @@ DOORS = {
     },
     "boto3": {"batch/bucket.py"},
     "botocore": {"batch/bucket.py"},
+    "lmdb": {"batch/targets/export/dmd2.py"},
     "yaml": {"jobs/cli.py"},
     "typer": {
         "jobs/distill.py",
+        "jobs/export_targets.py",
         "jobs/work.py",
         "jobs/convert_lora.py",
         "jobs/generate.py",
@@ -81,11 +83,16 @@ def test_a_heavy_package_has_few_doors(package: str) -> None:
     assert opened <= DOORS[package]
 
 
+# FastGen reads tensors from such files; what is in them is nothing but tensors, and a test of that
+# module loads them with weights_only=True
+SAVERS = {"batch/targets/export/fastgen.py"}
+
+
 def test_no_code_reads_or_writes_pickles() -> None:
     for module in MODULES:
         assert not imports(module) & {"pickle", "cloudpickle", "dill", "joblib"}
         assert "torch.load(" not in (ROOT / module).read_text()
-        assert "torch.save(" not in (ROOT / module).read_text()
+        assert "torch.save(" not in (ROOT / module).read_text() or str(module) in SAVERS
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "jobs" / "recipes").glob("*.yaml")), ids=str)

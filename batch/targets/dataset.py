@@ -106,6 +106,10 @@ class TargetDataset(Dataset[TargetRow]):
         return str(self.identity["target"]["kind"])
 
     @property
+    def has_text(self) -> bool:
+        return any((self.told.root / TEXT).glob(f"*{SUFFIX}"))
+
+    @property
     def texts(self) -> TextTable:
         """What the encoders say to each caption; opened once a process."""
         if self._texts is None or self._texts[0] != os.getpid():
@@ -173,9 +177,7 @@ class TargetDataset(Dataset[TargetRow]):
         )
 
     def _parts(self, wanted: Iterable[Part] | None) -> tuple[Part, ...]:
-        there = PARTS[self.kind]
-        if any((self.told.root / TEXT).glob(f"*{SUFFIX}")):
-            there = (*there, "text")
+        there = (*PARTS[self.kind], *(("text",) if self.has_text else ()))
         chosen = tuple(there if wanted is None else wanted)
         if unknown := [part for part in chosen if part not in get_args(Part)]:
             raise TargetsError(f"parts {unknown} are unknown; known are {get_args(Part)}")

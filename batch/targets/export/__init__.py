@@ -1,0 +1,1 @@
+"""Targets in the forms of other trainers, one module for each."""

@@ -1,0 +1,1 @@
+"""Each format is read back the way its reader reads it."""
