@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from batch.errors import LoraError, OutputError, PictureError
+from batch.manifest import parse_row
 from batch.output import RUN, Output, to_json
 from batch.publish import Beside, Written
 from batch.shards import Shard
 from batch.sink import Carried
 from batch.stages.base import Listener
 from batch.stages.generate import Asked, GenerateStage, Listening, done
+from batch.target_plan import captions
 from batch.targets.checks import KINDS, Checks, Row
 from batch.targets.identity import IdentityError, refuse_other
 from batch.targets.layout import digest_of, write_targets
@@ -280,15 +282,18 @@ class DistillStage(GenerateStage):
         return ((file, lambda opened: write_texts(opened, told.values(), self.identity)),)
 
     def _about(self, wish: Wish, which: int) -> GenerationRequest | None:
-        """A request for nothing but a row's caption (0) or negative one (1); None if the row cannot
-        be asked for at all, so that it is rejected."""
+        """A request for nothing but a row's caption (0) or negative one (1), of what decides its
+        text alone: the row may be rejected for another value, and others share the caption. None
+        if it cannot be asked for."""
+        caption, *_ = dict(captions(wish.row.values, self.job))[which]
+        values = {name: wish.row.values.get(name) for name in ("t5_sequence_length", "loras")}
+        row = parse_row("", wish.row.number, values | {"prompt": caption}, SourceRow)
         try:
-            request = super()._ask(wish, Nobody()).request
+            request = super()._ask(replace(wish, row=row), Nobody()).request
             self.model.loras.outfit(request)
-        except (SchemaError, RequestError, PictureError, LoraError):
+        except (SchemaError, RequestError, LoraError):
             return None
-        caption = (request.prompt, request.negative_prompt)[which]
-        return replace(request, prompt=caption, cfg_scale=1.0, decode=False)
+        return replace(request, cfg_scale=1.0, decode=False)
 
 
 class Nobody:

@@ -155,6 +155,25 @@ def test_bad_rows_are_rejected_and_cost_no_other(tmp_path: Path) -> None:
     assert len(TextTable(tmp_path / "out" / "text")) == len(set(CAPTIONS))
 
 
+def test_a_row_that_is_rejected_costs_no_other_its_text(tmp_path: Path) -> None:
+    manifest = {
+        "prompt": ["a red circle", "a red circle", None, "a blue square"],
+        "key": ["bad", "good", "void", "small"],
+        "seed": [-5, 5, 6, 7],
+        "cfg_scale": [2.0, 2.0, 2.0, 2.0],
+        "negative_prompt": [None, None, "blurred", "blurred"],
+    }
+    _, reports = work(tmp_path, manifest, target={"kind": "pair"})
+    assert sum(report.rejected for report in reports) == 2
+    table = TextTable(tmp_path / "out" / "text")
+    made = records(tmp_path / "out")
+    assert sorted(made) == ["good", "small"]
+    for record in made.values():
+        assert table[record.caption_id].caption == record.caption
+        assert record.negative_id is not None
+        assert table[record.negative_id].caption == record.negative_caption
+
+
 def test_our_own_image_datasets_are_manifests_too(tmp_path: Path) -> None:
     prompts = {"prompt": ["a red circle", "a blue square"], "key": ["a", "b"]}
     make_pictures(tmp_path / "images", prompts)
