@@ -1,19 +1,23 @@
-"""What the README says about reading a dataset, done."""
+"""What the README says about reading datasets and targets, done."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from batch.targets.export.fastgen import export
+from batch.targets.layout import COLUMNS
+from schemas.exports import FastGenExport
+from tests.batch.targets.made import Targets
 from tests.batch.test_actor import worker_and_shards
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def snippets() -> list[str]:
-    section = README.read_text().partition("## Reading a dataset")[2].partition("\n## ")[0]
+def snippets(title: str = "Reading a dataset", count: int = 4) -> list[str]:
+    section = README.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     found = re.findall(r"```python\n(.*?)```", section, re.S)
-    assert len(found) == 4
+    assert len(found) == count
     return found
 
 
@@ -38,3 +42,36 @@ def test_each_way_to_read_a_dataset_reads_it(
     printed = capsys.readouterr().out
     for words in re.findall(r"#: (.*)", code):
         assert words in printed
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("title", "count", "place"),
+    [("Reading targets", 2, 0), ("Reading targets", 2, 1), ("Exporting targets", 1, 0)],
+)
+def test_targets_are_read_as_it_says(
+    title: str,
+    count: int,
+    place: int,
+    targets: Targets,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = snippets(title, count)[place]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "path").symlink_to(targets("path"))
+    monkeypatch.chdir(tmp_path)
+    if "tars" in code:
+        export("out/path", Path("out/tars"), FastGenExport())
+    exec(compile(code, "README", "exec"), {})
+    printed = capsys.readouterr().out
+    for words in re.findall(r"#: (.*)", code):
+        assert words in printed
+
+
+def test_the_table_of_target_columns_names_them_all() -> None:
+    section = README.read_text().partition("\n## Reading targets\n")[2].partition("\n## ")[0]
+    missing = [name for name in COLUMNS if f"`{name}`" not in section]
+    assert missing == []

@@ -154,7 +154,7 @@ class TargetDataset(Dataset[TargetRow]):
         was written, naming its file."""
         if not -len(self) <= number < len(self):
             raise IndexError(f"row {number} of {len(self)}")
-        number %= len(self)
+        number = int(number) % len(self)
         place, file = self._file(number)
         group, offset = group_of(file, number - file.first)
         table = self._groups(place, group).slice(offset, 1)
