@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.errors import TargetsError
@@ -56,12 +57,12 @@ def inventory(root: Path, *, partial: bool = False) -> Inventory:
     if not paths:
         raise TargetsError(f"{root}: no target dataset: there is no {DATA}/*.parquet")
     manifest = manifest_of(root, paths, partial=partial)
-    identity = known(identity_of(paths[0]), str(paths[0]))
+    identity = known(identity_in(footer_of(paths[0]).metadata, paths[0]), str(paths[0]))
     files: list[TargetFile] = []
     carried: tuple[str, ...] | None = None
     first = 0
     for path in paths:
-        footer = pq.read_metadata(path)
+        footer = footer_of(path)
         refuse_other(identity_in(footer.metadata, path), identity, f"{path} and {paths[0].name}")
         names = footer.schema.to_arrow_schema().names
         here = carried_of(names, identity, path)
@@ -88,7 +89,10 @@ def manifest_of(root: Path, paths: Sequence[Path], *, partial: bool) -> dict[str
         raise TargetsError(
             f"{root}: is not finished: it has no {MANIFEST} yet (partial=True reads what is there)"
         )
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise TargetsError(f"{path}: is not JSON: {error}") from None
     here = {f"{DATA}/{one.name}" for one in paths}
     told = {entry["file"] for entry in manifest["files"]}
     beside = {name for entry in manifest["files"] for name in entry["beside"]}
@@ -100,8 +104,11 @@ def manifest_of(root: Path, paths: Sequence[Path], *, partial: bool) -> dict[str
     return manifest
 
 
-def identity_of(path: Path) -> dict[str, Any]:
-    return identity_in(pq.read_metadata(path).metadata, path)
+def footer_of(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TargetsError(f"{path}: is no whole Parquet file: {error}") from None
 
 
 def identity_in(metadata: Mapping[bytes, bytes] | None, path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batch.errors import TargetsError
+
 OPEN = 64  # files
 
 
@@ -35,14 +37,17 @@ class RowGroups:
         self.__init__(**state)  # type: ignore[misc]
 
     def __call__(self, file: int, group: int) -> pa.Table:
+        """TargetsError for what cannot be read, naming file and group."""
         if self._process != os.getpid():
             self._forget()
         key = (file, group)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        # one thread: Arrow's pool is not there in a fork
-        table = self._file(file).read_row_group(group, columns=self.columns, use_threads=False)
+        try:  # in one thread: Arrow's pool is not there in a fork
+            table = self._file(file).read_row_group(group, columns=self.columns, use_threads=False)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise TargetsError(f"{self.paths[file]}: row group {group}: {error}") from None
         self.read += 1
         self._kept[key] = table
         self._held += table.nbytes

@@ -136,3 +136,14 @@ def test_a_manifest_that_counts_otherwise_is_refused(targets: Targets, tmp_path:
     (folder / "manifest.json").write_text(json.dumps(manifest | {"rows": 9}))
     with pytest.raises(TargetsError, match="has 8 rows and 9 by its"):
         inventory(folder)
+
+
+def test_a_torn_file_is_named(targets: Targets, tmp_path: Path) -> None:
+    folder = copied(targets, tmp_path)
+    path = max((folder / "data").iterdir())
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(TargetsError, match=f"{path.name}: is no whole Parquet file"):
+        inventory(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(TargetsError, match=r"manifest\.json: is not JSON"):
+        inventory(folder)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from batch.errors import TargetsError
 from batch.targets.groups import RowGroups
 
 
@@ -54,3 +56,15 @@ def test_a_fork_opens_files_of_its_own(tmp_path: Path) -> None:
     groups._process = os.getpid() + 1  # as a child finds it
     groups(0, 0)
     assert groups.read == 2
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (path, _) = files(tmp_path)
+    begin = pq.read_metadata(path).row_group(1).column(1).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[begin : begin + 64] = bytes(64)
+    path.write_bytes(data)
+    groups = RowGroups([path], ["b"], 10**6)
+    groups(0, 0)
+    with pytest.raises(TargetsError, match=r"0\.parquet: row group 1: "):
+        groups(0, 1)
