@@ -7,9 +7,6 @@ r"""Prompts, or pictures with captions, into distillation targets.
 Exit status as of `jobs.generate`.
 """
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from batch.preview import Preview
@@ -30,17 +27,11 @@ def foresee(job: DistillJob, seen: Preview, shards: list[Shard]) -> list[str]:
 
 @app.command()
 def main(
-    config: Annotated[Path, typer.Option(help="The job, a YAML file.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a value of it: a.b=value.")
-    ] = None,
+    config: work.Config,
+    set_: work.Changes = None,
     *,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved job and the plan, and stop.")
-    ] = False,
-    retry_rejected: Annotated[
-        bool, typer.Option("--retry-rejected", help="Try rows again that earlier runs rejected.")
-    ] = False,
+    dry_run: work.DryRun = False,
+    retry_rejected: work.RetryRejected = False,
 ) -> None:
     """Turn a Parquet manifest into what a student needs of its teacher."""
     code = work.command(

@@ -9,9 +9,6 @@ and nothing was started; 75 stopped by a signal, a rerun goes on; 1 anything els
 rejected rows (`max_rejected`) among it.
 """
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from batch.preview import Preview
@@ -31,17 +28,11 @@ def foresee(job: GenerateJob, seen: Preview, shards: list[Shard]) -> list[str]: 
 
 @app.command()
 def main(
-    config: Annotated[Path, typer.Option(help="The job, a YAML file.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a value of it: a.b=value.")
-    ] = None,
+    config: work.Config,
+    set_: work.Changes = None,
     *,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved job and the plan, and stop.")
-    ] = False,
-    retry_rejected: Annotated[
-        bool, typer.Option("--retry-rejected", help="Try rows again that earlier runs rejected.")
-    ] = False,
+    dry_run: work.DryRun = False,
+    retry_rejected: work.RetryRejected = False,
 ) -> None:
     """Turn a Parquet manifest of prompts into an image dataset."""
     code = work.command(

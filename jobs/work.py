@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import ray
 import typer
@@ -26,6 +26,16 @@ from schemas.sampling import ModelDefaults, resolve
 
 logger = logging.getLogger(__name__)
 
+Config = Annotated[Path, typer.Option(help="The job, a YAML file.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a value of it: a.b=value.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved job and the plan, and stop.")
+]
+RetryRejected = Annotated[
+    bool, typer.Option("--retry-rejected", help="Try rows again that earlier runs rejected.")
+]
 J = TypeVar("J", GenerateJob, DistillJob)
 Foresee = Callable[[J, Preview, list[Shard]], list[str]]
 

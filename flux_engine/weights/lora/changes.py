@@ -110,8 +110,8 @@ class Kronecker:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """ΔW itself; of weights, biases and norms."""
+class Whole:
+    """As many numbers as the parameter has."""
 
     value: Tensor
 
@@ -122,6 +122,11 @@ class Difference:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.value,)
+
+
+@dataclass(frozen=True)
+class Difference(Whole):
+    """ΔW itself; of weights, biases and norms."""
 
     def delta(self) -> Tensor:
         return self.value.float()
@@ -131,18 +136,8 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Replacement:
+class Replacement(Whole):
     """The new value, in the place of the old one."""
-
-    value: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.value.shape)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.value,)
 
     def change(self, base: Tensor) -> Tensor:
         return self.value.float() - base.float()
