@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from batch.manifest import Manifest, ManifestFile
 from batch.shards import Shard, digest, plan
 from schemas.jobs import DistillJob
+from schemas.sampling import GRID, LARGEST_SIDE
 
 READ = 2**14  # rows at a time
 COLUMNS = (
@@ -64,7 +65,9 @@ def split(
         lost = []
         bucket = f"{height}x{width}"
         stem = shard.name.rpartition("-")[0]
-        only = tuple((n, sample) for n in mine for sample in range(job.samples_per_row))
+        whole = len(mine) == shard.rows  # millions of rows are not named one by one
+        only = () if whole else tuple((n, s) for n in mine for s in range(job.samples_per_row))
+        here = set(mine)
         texts = [(n, k) for n in mine for k in new(rows[n - shard.first], job, seen)]
         out.append(
             replace(
@@ -73,19 +76,19 @@ def split(
                 only=only,
                 bucket=bucket,
                 texts=tuple(texts) if job.store_text else (),
-                duplicates=tuple(pair for pair in shard.duplicates if pair[0] in set(mine)),
+                duplicates=tuple(pair for pair in shard.duplicates if pair[0] in here),
             )
         )
     return out
 
 
 def size_of(row: Mapping[str, Any], job: DistillJob) -> Size | None:
-    """A row's height and width, or None if they are no sizes."""
+    """A row's height and width, or None if no picture has them."""
     out = []
     for name in ("height", "width"):
         value = row.get(name)
         value = getattr(job.sampling, name) if value is None else value
-        if not isinstance(value, int | float) or value != value or value != int(value):
+        if not isinstance(value, int | float) or not GRID <= value <= LARGEST_SIDE or value % GRID:
             return None
         out.append(int(value))
     return out[0], out[1]

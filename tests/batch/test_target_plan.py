@@ -1,6 +1,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from batch.manifest import Manifest
 from batch.shards import Shard
 from batch.target_plan import target_plan
@@ -27,7 +29,7 @@ def planned(folder: Path, columns: dict[str, Any], **values: Any) -> list[Shard]
 
 
 def rows(shard: Shard) -> list[int]:
-    return sorted({row for row, _ in shard.only})
+    return sorted({row for row, _ in shard.only}) or [*range(shard.first, shard.first + shard.rows)]
 
 
 def test_a_shard_has_rows_of_one_size(tmp_path: Path) -> None:
@@ -80,3 +82,14 @@ def test_a_row_without_a_size_is_told_of_by_the_first_shard(tmp_path: Path) -> N
     columns = {"prompt": ["a", "b", "c"], "height": [float("nan"), 32.0, 64.0]}
     shards = planned(tmp_path, columns)
     assert [(s.bucket, rows(s)) for s in shards] == [("32x64", [0, 1]), ("64x64", [2])]
+
+
+@pytest.mark.parametrize("height", [float("inf"), 0.0, -16.0, 40.0, 32.5, 2.0**20])
+def test_a_size_that_no_picture_has_makes_no_file(height: float, tmp_path: Path) -> None:
+    columns = {"prompt": ["a", "b"], "height": [height, 32.0]}
+    assert [(s.bucket, rows(s)) for s in planned(tmp_path, columns)] == [("32x64", [0, 1])]
+
+
+def test_a_shard_of_one_size_names_no_rows(tmp_path: Path) -> None:
+    shards = planned(tmp_path, {"prompt": [str(i) for i in range(6)]}, samples_per_row=2)
+    assert [(s.only, s.pictures(2)) for s in shards] == [((), 8), ((), 4)]
