@@ -8,10 +8,12 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from batch.belt import Belt
 from batch.crumb import Crumb
@@ -148,7 +150,8 @@ class ShardWorker:
         fields = [shard.file.schema.field(name) for name in self.job.passthrough]
         records = parts.records([wish.number for wish in wishes])
         granted = zip(wishes, records, strict=True)
-        beside = self.card.submit(self.stage.beside, shard, wishes).result()
+        wanted = self.card.submit(self.stage.beside, shard, wishes).result()
+        beside = [(name, partial(self._on_card, write)) for name, write in wanted]
         try:
             receipt = publish(self.output, shard, granted, fields, self.stage.write, beside)
         except FileNotFoundError:  # another run has published the shard and taken its parts away
@@ -161,6 +164,10 @@ class ShardWorker:
         if receipt.data_bytes > LARGE:
             give_back()
         return self._report(shard, began, "published", (receipt.done, receipt.rejected))
+
+    def _on_card(self, write: Callable[[BinaryIO], None], file: BinaryIO) -> None:
+        """Write a file whose content is computed as it is written."""
+        self.card.submit(write, file).result()
 
     def _there(self, shard: Shard, began: float) -> ShardReport:
         return self._report(shard, began, "there", self.output.count(shard.name))

@@ -46,4 +46,6 @@ def retry_of(shard: Shard, last: str, rejects: Iterable[tuple[int, int, str]]) -
     if not again:
         return None
     base, turn = turn_of(last)
-    return dataclasses.replace(shard, name=f"{base}-retry{turn + 1}", only=again)
+    rows = {row for row, _ in again}
+    texts = tuple(pair for pair in shard.texts if pair[0] in rows)
+    return dataclasses.replace(shard, name=f"{base}-retry{turn + 1}", only=again, texts=texts)

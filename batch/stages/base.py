@@ -40,4 +40,5 @@ class Stage(Protocol):
         """Put a shard's records, in this order, into a file; how many there were."""
 
     def beside(self, shard: Shard, wishes: Sequence[Wish]) -> Beside:
-        """Files that have to be there before the shard's own, by name; in the card's thread."""
+        """Files that have to be there before the shard's own, by name; called in the card's thread,
+        which writes them too."""

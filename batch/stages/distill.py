@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from batch.errors import LoraError, OutputError, PictureError
-from batch.manifest import parse_row
 from batch.output import RUN, Output, to_json
 from batch.publish import Beside, Written
 from batch.shards import Shard
 from batch.sink import Carried
 from batch.stages.base import Listener
-from batch.stages.generate import Asked, GenerateStage, Listening, done
+from batch.stages.generate import CHUNK, Asked, GenerateStage, Listening, done
 from batch.target_plan import captions
 from batch.targets.checks import KINDS, Checks, Row
 from batch.targets.identity import IdentityError, refuse_other
@@ -262,34 +261,41 @@ class DistillStage(GenerateStage):
     def beside(self, shard: Shard, wishes: Sequence[Wish]) -> Beside:
         """The texts of captions that this shard's rows are the first to have."""
         rows = {wish.row.number: wish for wish in wishes}
-        wanted: dict[int, GenerationRequest] = {}
-        for number, which in shard.texts:
-            request = self._about(rows[number], which)
-            if request is not None:
-                wanted[len(wanted)] = request
+        asked = (self._about(rows[number], which) for number, which in shard.texts)
+        wanted = [request for request in asked if request is not None]
         if not wanted:
             return ()
-        outfits = {i: self.model.loras.outfit(request) for i, request in wanted.items()}
-        bucket = next(iter(self.model.buckets(wanted, outfits)))
-        texts = self.model.encode_texts(wanted, outfits, bucket)
-        told: dict[str, Told] = {}
-        for i, request in wanted.items():
-            caption, length = request.prompt, request.t5_sequence_length
-            text = texts[outfits[i].text_key][caption, length]
-            name = self._caption_id(request, caption)
-            told[name] = Told(name, caption, text.states_TW, text.pooled_P)
         file = f"{TEXT}/{shard.name}{SUFFIX}"
-        return ((file, lambda opened: write_texts(opened, told.values(), self.identity)),)
+        return ((file, lambda opened: write_texts(opened, self._texts(wanted), self.identity)),)
+
+    def _texts(self, wanted: Sequence[GenerationRequest]) -> Iterator[Told]:
+        """One for each distinct caption; no more are held than a chunk of them."""
+        told: set[str] = set()
+        for first in range(0, len(wanted), CHUNK):
+            some = dict(enumerate(wanted[first : first + CHUNK]))
+            outfits = {i: self.model.loras.outfit(request) for i, request in some.items()}
+            bucket = next(iter(self.model.buckets(some, outfits)))
+            texts = self.model.encode_texts(some, outfits, bucket)
+            for i, request in some.items():
+                name = self._caption_id(request, request.prompt)
+                if name not in told:
+                    told.add(name)
+                    text = texts[outfits[i].text_key][request.prompt, request.t5_sequence_length]
+                    yield Told(name, request.prompt, text.states_TW, text.pooled_P)
 
     def _about(self, wish: Wish, which: int) -> GenerationRequest | None:
-        """A request for nothing but a row's caption (0) or negative one (1), of what decides its
-        text alone: the row may be rejected for another value, and others share the caption. None
-        if it cannot be asked for."""
-        caption, *_ = dict(captions(wish.row.values, self.job))[which]
-        values = {name: wish.row.values.get(name) for name in ("t5_sequence_length", "loras")}
-        row = parse_row("", wish.row.number, values | {"prompt": caption}, SourceRow)
+        """A request for nothing but a row's caption (0) or negative one (1); None if nobody can be
+        asked for it, so that all rows that have it are rejected.
+
+        The row itself may be rejected for another reason, while later rows count on its text: only
+        what the plan looked at decides.
+        """
+        caption, length, _ = dict(captions(wish.row.values, self.job))[which]
+        told = {"prompt": caption, "t5_sequence_length": length}
         try:
-            request = super()._ask(replace(wish, row=row), Nobody()).request
+            row = SourceRow.parse(told | {"loras": wish.row.values.get("loras")})
+            alone = replace(wish, row=replace(wish.row, parsed=row))
+            request = super()._ask(alone, Nobody()).request
             self.model.loras.outfit(request)
         except (SchemaError, RequestError, LoraError):
             return None

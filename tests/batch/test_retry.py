@@ -23,10 +23,11 @@ def test_published_shards_are_told_by_the_planned_one_in_their_order() -> None:
 
 
 def test_only_what_could_come_out_otherwise_is_tried_again() -> None:
-    shard = Shard(NAME, FILE, 0, 8)
+    shard = Shard(NAME, FILE, 0, 8, texts=((0, 0), (1, 0), (1, 1), (2, 0)))
     rejects = [(1, 0, "RowRaised"), (2, 0, "DuplicateKey"), (3, 1, "PictureError")]
     again = retry_of(shard, f"{NAME}-retry1", rejects)
     assert again is not None
     assert (again.name, again.only) == (f"{NAME}-retry2", ((1, 0), (3, 1)))
     assert again.pictures(4) == 2
+    assert again.texts == ((1, 0), (1, 1))
     assert retry_of(shard, NAME, [(2, 0, "DuplicateKey"), (4, 0, "SchemaError")]) is None

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,14 @@ import torch
 
 from batch.actor import ShardWorker
 from batch.errors import OutputError
-from batch.run import checked_plan
+from batch.output import Output
+from batch.run import checked_plan, left_to_do
 from batch.stages.distill import DistillStage
 from batch.targets.layout import digest_of, from_row, tensor_names
 from batch.targets.noise import hash_of, noise_of
 from batch.targets.tensors import loaded
 from batch.targets.text import TextTable
+from batch.verify import verify
 from flux_engine.sampling.trace import states
 from jobs.work import resolved
 from schemas.jobs import DistillJob
@@ -224,3 +227,65 @@ def test_an_output_of_another_teacher_is_refused(tmp_path: Path) -> None:
     identity.write_text(identity.read_text().replace('"euler"', '"heun"'))
     with pytest.raises(OutputError, match="solver is 'euler' and 'heun'"):
         work(tmp_path, manifest, target={"kind": "pair"})
+
+
+def test_a_rejected_row_takes_no_text_from_later_ones(tmp_path: Path) -> None:
+    manifest = {
+        "key": ["a", "b", "c", "d"],
+        "prompt": [None, "a red circle", "a red circle", "a red circle"],
+        "num_inference_steps": [4, -1, 4, 4],
+        "loras": [None, None, None, [{"path": "nowhere.safetensors"}]],
+    }
+    _, (report,) = work(tmp_path, manifest, target={"kind": "pair"}, sampling={"cfg_scale": 2.0})
+    assert (report.done, report.rejected) == (1, 3)
+    table = TextTable(tmp_path / "out" / "text")
+    (record,) = records(tmp_path / "out").values()
+    assert record.negative_id is not None
+    assert sorted(table.ids()) == sorted([record.caption_id, record.negative_id])
+
+
+def test_rejected_rows_that_are_tried_again_bring_their_texts(
+    tmp_path: Path, shapes_engine: ShapesEngine
+) -> None:
+    file = file_of(tmp_path / "m", shapes_engine())
+    away = file.rename(tmp_path / "away")
+    manifest = {
+        "key": ["a", "b"],
+        "prompt": ["a red circle", "a blue square"],
+        "loras": [None, [{"path": file.name}]],
+    }
+    job, (report,) = work(tmp_path, manifest, target={"kind": "pair"})
+    assert (report.done, report.rejected) == (1, 1)
+    away.rename(file)
+    output = Output(job.output, job.format)
+    _, shards = checked_plan(job)
+    _, todo = left_to_do(job, output, shards, retry_rejected=True)
+    worker = ShardWorker(job, DistillStage(job, (str(tmp_path / "m"),)))
+    worker.setup()
+    assert [(made.done, made.rejected) for made in map(worker, todo)] == [(1, 0)]
+    table = TextTable(tmp_path / "out" / "text")
+    assert set(table.ids()) == {r.caption_id for r in records(tmp_path / "out").values()}
+    assert not verify(job.output).faults
+
+
+def test_texts_are_encoded_a_chunk_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batch.stages.distill.CHUNK", 2)
+    told = columns(tmp_path / "m", "pair")
+    del told["origin"]
+    work(tmp_path, told | {"height": [64] * 8, "width": [64] * 8}, target={"kind": "pair"})
+    table = TextTable(tmp_path / "out" / "text")
+    assert {table[name].caption for name in table.ids()} == set(CAPTIONS)
+
+
+def test_texts_of_an_earlier_attempt_stand_and_are_in_the_receipt(tmp_path: Path) -> None:
+    manifest = {"key": ["a", "b"], "prompt": ["a red circle", "a blue square"]}
+    job, _ = work(tmp_path, manifest, target={"kind": "pair"})
+    _, (shard,) = checked_plan(job)
+    (data,) = (tmp_path / "out" / "data").iterdir()
+    data.unlink()  # killed between the texts and the data; then a file came that has a caption
+    worker = ShardWorker(job, DistillStage(job, (str(tmp_path / "m"),)))
+    worker.setup()
+    worker(replace(shard, texts=shard.texts[:1]))
+    assert not verify(job.output).faults
