@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -49,6 +51,9 @@ from schemas.targets import (
     VelocityTarget,
 )
 
+logger = logging.getLogger(__name__)
+
+FAR_OFF = 0.1  # of a row that was asked about again: more than bfloat16 explains
 Values = dict[str, Any]
 Found = tuple[Mapping[str, Tensor], Values]  # a row's tensors, and what is told of them
 
@@ -77,16 +82,22 @@ class DistillStage(GenerateStage):
                 raise OutputError(str(error)) from None
 
     def _ask(self, wish: Wish, listener: Listener) -> Asked:
+        row, target = wish.row.parsed, self.job.target
+        if row is not None and row.input_image is not None:
+            raise SchemaError(
+                "input_image: a target begins with noise alone; pictures with captions are in the "
+                "column image"
+            )
         asked = super()._ask(wish, listener)
         if asked.request.rand_device != "cpu":
             raise SchemaError("rand_device: targets are made of noise from the CPU alone")
-        target = self.job.target
         if target.kind in FROM_PROMPTS:
+            if asked.request.denoising_strength != 1.0:
+                raise SchemaError("denoising_strength: a way begins with noise alone")
             path = isinstance(target, PathTarget)
             segments = target.segments if isinstance(target, PathTarget) else None
             request = replace(asked.request, decode=False, traced=path, segments=segments)
             return replace(asked, request=request)
-        row = wish.row.parsed
         assert isinstance(row, SourceRow)
         if row.image is None:
             raise PictureError("the row has no image")
@@ -124,8 +135,20 @@ class DistillStage(GenerateStage):
         if not some:
             return {}
         listener.at("check", [asked.wish for asked, _ in some])
-        errors = self.checks.errors([Row(record, a.request.loras) for a, record in some])
+        errors = self._errors([Row(record, a.request.loras) for a, record in some])
+        for name, error in errors.items():
+            if not error <= FAR_OFF:
+                logger.warning("target far off", extra={"sample": name, "check_rel": error})
         return {name: float(torch.tensor(error)) for name, error in errors.items()}
+
+    def _errors(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Of each row; one that the teacher cannot be asked about is as far off as can be."""
+        try:
+            return self.checks.errors(rows)
+        except RequestError:
+            if len(rows) == 1:
+                return {rows[0].record.sample_id: math.inf}
+            return {name: error for row in rows for name, error in self._errors([row]).items()}
 
     def _sampled(self, record: TargetRecord) -> bool:
         return self.job.target.kind in KINDS and drawn(record.sample_id, self.job.check_share)

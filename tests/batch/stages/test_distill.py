@@ -11,11 +11,13 @@ from batch.errors import OutputError
 from batch.output import Output
 from batch.run import checked_plan, left_to_do
 from batch.stages.distill import DistillStage
+from batch.targets.checks import Checks
 from batch.targets.layout import digest_of, from_row, tensor_names
 from batch.targets.noise import hash_of, noise_of
 from batch.targets.tensors import loaded
 from batch.targets.text import TextTable
 from batch.verify import verify
+from flux_engine.errors import NumbersBroke
 from flux_engine.sampling.trace import states
 from jobs.work import resolved
 from schemas.jobs import DistillJob
@@ -289,3 +291,42 @@ def test_texts_of_an_earlier_attempt_stand_and_are_in_the_receipt(tmp_path: Path
     worker.setup()
     worker(replace(shard, texts=shard.texts[:1]))
     assert not verify(job.output).faults
+
+
+def test_a_way_that_does_not_begin_with_noise_is_no_target(tmp_path: Path) -> None:
+    told = columns(tmp_path, "cache")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "0.png").rename(tmp_path / "m" / "0.png")
+    manifest = {
+        "key": ["a", "b", "c"],
+        "prompt": ["a red circle"] * 3,
+        "input_image": ["0.png", None, None],
+        "denoising_strength": [None, 0.5, 1.0],
+    }
+    assert told["image"][0]["path"] == "0.png"
+    _, (report,) = work(tmp_path, manifest, target={"kind": "pair"})
+    assert (report.done, report.rejected) == (1, 2)
+    (file,) = (tmp_path / "out" / "rejected").iterdir()
+    reasons = {row["key"]: row["reason"] for row in pq.read_table(file).to_pylist()}
+    assert reasons["a"].startswith("input_image: ")
+    assert reasons["b"].startswith("denoising_strength: ")
+
+
+def test_a_row_that_cannot_be_asked_about_again_is_far_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Checks.errors
+
+    def errors(self: Checks, rows: Any, *args: Any, **values: Any) -> dict[str, float]:
+        if any(row.record.key == "b" for row in rows):
+            raise NumbersBroke("the velocity came out as NaN or infinity")
+        return told(self, rows, *args, **values)
+
+    monkeypatch.setattr(Checks, "errors", errors)
+    manifest = {"key": ["a", "b"], "prompt": ["a red circle", "a blue square"]}
+    _, (report,) = work(tmp_path, manifest, target={"kind": "pair"}, check_share=1.0)
+    made = records(tmp_path / "out")
+    assert (report.done, report.rejected) == (2, 0)
+    assert made["a"].check_rel is not None
+    assert made["a"].check_rel < 1e-3
+    assert made["b"].check_rel == float("inf")
