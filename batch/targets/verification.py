@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -50,17 +51,25 @@ class Sample:
     """The rows whose names fall lowest, so that a second look takes the same."""
 
     count: int
-    _heap: list[tuple[int, str, TargetRecord]] = field(default_factory=list)
+    _heap: list[tuple[int, str]] = field(default_factory=list)
+    _kept: dict[str, TargetRecord] = field(default_factory=dict)
 
     def offer(self, record: TargetRecord) -> None:
-        entry = (-derived(record.sample_id, -4), record.sample_id, record)
+        """A row that stands in two places is in it once."""
+        name = record.sample_id
+        entry = (-derived(name, -4), name)
+        if name in self._kept:
+            return
         if len(self._heap) < self.count:
             heapq.heappush(self._heap, entry)
-        elif entry > self._heap[0]:
-            heapq.heapreplace(self._heap, entry)
+        elif self._heap and entry > self._heap[0]:
+            del self._kept[heapq.heapreplace(self._heap, entry)[1]]
+        else:
+            return
+        self._kept[name] = record
 
     def rows(self) -> list[TargetRecord]:
-        return [record for _, _, record in sorted(self._heap, reverse=True)]
+        return [self._kept[name] for _, name in sorted(self._heap, reverse=True)]
 
 
 class Dataset:
@@ -98,9 +107,13 @@ def is_targets(storage: Storage) -> bool:
     return storage.exists(f"{RUN}/identity.json")
 
 
-def check_rows(dataset: Dataset, texts: TextTable | None, sample: Sample) -> tuple[int, Finding]:
-    """Every row by itself; how many there are."""
+def check_rows(
+    dataset: Dataset, texts: TextTable | None, sample: Sample
+) -> tuple[int, list[Finding]]:
+    """Every row by itself, and what its maker found when it asked again; how many there are."""
     faults: list[str] = []
+    asked: list[float] = []
+    names = bytearray()
     count, noises = 0, 0
     for where, row in dataset.rows():
         if isinstance(row, str):
@@ -108,12 +121,28 @@ def check_rows(dataset: Dataset, texts: TextTable | None, sample: Sample) -> tup
             continue
         count += 1
         noises += len(row.t_noise_seed) + (row.seed is not None)
+        if row.check_rel is not None:
+            asked.append(row.check_rel)
         wrong = [*faults_of(row, dataset, texts)]
+        names += bytes.fromhex(row.sample_id)
         faults += [f"{where} ({row.key}): {fault}" for fault in wrong]
         if not wrong:
             sample.offer(row)
+    faults += [f"sample {name}: stands in the dataset twice" for name in repeated(names)]
     facts = {"rows": count, "noises drawn": noises, "faults": len(faults)}
-    return count, Finding("rows by themselves", not faults, facts, tuple(faults))
+    found = [Finding("rows by themselves", not faults, facts, tuple(faults))]
+    if asked:
+        bound = bound_of(dataset)
+        passed = median(asked) <= bound
+        facts = {**spread(asked), "bound of the median": bound}
+        found.append(Finding("asked again as they were made", passed, facts))
+    return count, found
+
+
+def repeated(names: bytes) -> list[str]:
+    """Which of these sample ids, 16 bytes each, come more than once."""
+    ids = np.sort(np.frombuffer(names, np.dtype([("high", ">u8"), ("low", ">u8")])))
+    return [name.tobytes().hex() for name in np.unique(ids[1:][ids[1:] == ids[:-1]])]
 
 
 def faults_of(record: TargetRecord, dataset: Dataset, texts: TextTable | None) -> Iterator[str]:
@@ -268,7 +297,7 @@ def with_loras(
         own = [lora.name for lora in record.loras if lora.name not in named]
         try:
             uses = [
-                files.of_job(named[lora.name])
+                files.of_job(named[lora.name].model_copy(update={"scale": lora.scale}))
                 if lora.name in named
                 else files.of_row(LoraEntry(path=lora.name, scale=lora.scale))
                 for lora in record.loras
@@ -299,8 +328,8 @@ def verify_rows(dataset: Dataset, verdict: Verdict, count: int) -> Sample:
     elif dataset.job.store_text:
         verdict.skipped.append(f"texts: {TEXT}/*{SUFFIX} are read from a disk")
     sample = Sample(count)
-    verdict.rows, finding = check_rows(dataset, texts, sample)
-    verdict.findings.append(finding)
+    verdict.rows, findings = check_rows(dataset, texts, sample)
+    verdict.findings += findings
     return sample
 
 

@@ -12,10 +12,18 @@ from batch.errors import OutputError
 from batch.output import to_json
 from batch.storage import Storage
 from batch.targets.verdict import Verdict
-from batch.targets.verification import ENOUGH, Dataset, Sample, verify_rows, verify_teacher
+from batch.targets.verification import (
+    ENOUGH,
+    Dataset,
+    Sample,
+    verify_rows,
+    verify_teacher,
+    with_loras,
+)
 from flux_engine import FluxEngine
 from tests.batch.stages.test_distill import records, work
 from tests.conftest import ShapesEngine
+from tests.flux_engine.adapters.wearing import file_of
 
 WORDS = [
     f"a {size} {colour} {shape} at the {place} on a {ground} background"
@@ -162,3 +170,34 @@ def test_a_sample_is_the_same_each_time_and_no_larger(made: Path) -> None:
         samples.append([row.key for row in sample.rows()])
     assert samples[0] == samples[1]
     assert len(samples[0]) == 5
+
+
+def test_a_row_that_stands_there_twice_is_found(made: Path, tmp_path: Path) -> None:
+    output = tmp_path / "x"
+    shutil.copytree(made, output)
+    (file,) = (output / "data").iterdir()
+    shutil.copy(file, file.with_name("again.parquet"))
+    (finding,) = looked_at(output).findings
+    assert len(finding.faults) == len(WORDS)
+    assert all("stands in the dataset twice" in fault for fault in finding.faults)
+
+
+def test_what_a_maker_found_when_it_asked_again_counts(made: Path, tmp_path: Path) -> None:
+    for error, passed in ((1e-4, True), (0.4, False), (float("nan"), False)):
+        output = changed(made, tmp_path / str(error), lambda row, e=error: row.update(check_rel=e))
+        finding = by_name(looked_at(output))["asked again as they were made"]
+        assert (finding.passed, finding.facts["rows"]) == (passed, 1)
+
+
+def test_a_row_is_asked_about_with_the_scale_that_it_had(
+    tmp_path: Path, shapes_engine: ShapesEngine
+) -> None:
+    file = file_of(tmp_path / "m", shapes_engine())
+    manifest = {"key": ["a"], "prompt": ["a red circle"], "loras": [[{"path": str(file)}]]}
+    manifest["loras"][0][0]["scale"] = 0.25
+    job, _ = work(
+        tmp_path, manifest, target={"kind": "pair"}, sampling={"loras": [{"path": str(file)}]}
+    )
+    verdict = Verdict("here")
+    rows = with_loras([*records(tmp_path / "out").values()], job, str(tmp_path / "m"), verdict)
+    assert [[use.scale for use in row.loras] for row in rows] == [[0.25]]
