@@ -85,7 +85,11 @@ def rows_of(output: Output, shards: list[str]) -> Iterator[dict[str, Any]]:
     for shard in shards:
         with output.storage.open(output.data(shard)) as file:
             if output.suffix == SUFFIX["parquet"]:
-                yield from pq.read_table(file, columns=list(SHOWN)).to_pylist()
+                parquet = pq.ParquetFile(file)
+                there = {*parquet.schema_arrow.names}  # targets have captions for prompts
+                names = {(n if n in there else "caption"): n for n in SHOWN}
+                for row in parquet.read(columns=list(names)).to_pylist():
+                    yield {names[name]: value for name, value in row.items()}
                 continue
             with tarfile.open(fileobj=io.BufferedReader(file)) as tar:
                 for member in tar:

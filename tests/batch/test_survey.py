@@ -5,6 +5,7 @@ import pytest
 
 from batch.errors import OutputError
 from batch.survey import survey
+from tests.batch.stages.test_distill import work
 from tests.batch.test_actor import worker_and_shards
 
 
@@ -34,3 +35,11 @@ def test_an_output_is_counted_from_its_own_files(tmp_path: Path, kind: str) -> N
 def test_another_folder_is_no_output(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is no output of a job"):
         survey(str(tmp_path), samples=0)
+
+
+def test_targets_are_counted_like_pictures(tmp_path: Path) -> None:
+    manifest = {"key": ["a", "b"], "prompt": ["a red circle", "a blue square"]}
+    work(tmp_path, manifest, target={"kind": "pair"})
+    told = survey(str(tmp_path / "out"), samples=2)
+    assert (told.done, told.sizes) == (2, {"64×64": 2})
+    assert [one["prompt"] for one in told.samples] == manifest["prompt"]
