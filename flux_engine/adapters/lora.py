@@ -164,6 +164,7 @@ class Loras:
         The rows come `sides` times over: prompts, then negative prompts.
         """
         if not outfits or not outfits[0].kind.startswith("beside"):
+            self._prepared = {}  # they lie on the card, and nobody wears them now
             yield
             return
         distinct = list({outfit.key: outfit for outfit in outfits}.values())

@@ -60,7 +60,8 @@ class Configured:
 def configured(file: Path, metadata: Mapping[str, str]) -> Configured:
     """From the file's metadata, else from `adapter_config.json` beside it, else nothing."""
     if IN_METADATA in metadata:
-        values = parsed(metadata[IN_METADATA], f"{file}: metadata {IN_METADATA}")
+        where = f"{file}: metadata {IN_METADATA}"
+        values = parsed(metadata[IN_METADATA], where)
         prefixes = {key.partition(".")[0] + "." for key in values}
         return Configured(
             {
@@ -69,7 +70,8 @@ def configured(file: Path, metadata: Mapping[str, str]) -> Configured:
                         key.removeprefix(prefix): value
                         for key, value in values.items()
                         if key.startswith(prefix)
-                    }
+                    },
+                    where,
                 )
                 for prefix in prefixes
             }
@@ -77,20 +79,33 @@ def configured(file: Path, metadata: Mapping[str, str]) -> Configured:
     beside = file.parent / BESIDE
     if beside.is_file():
         text = beside.read_text(encoding="utf-8")
-        return Configured({"": alphas(parsed(text, str(beside)))})
+        return Configured({"": alphas(parsed(text, str(beside)), str(beside))})
     return Configured({})
 
 
-def alphas(values: Mapping[str, Any]) -> Alphas:
-    """From a PEFT configuration; LoHa and LoKr call `alpha` what LoRA calls `lora_alpha`."""
+def alphas(values: Mapping[str, Any], where: str) -> Alphas:
+    """From a PEFT configuration; LoHa and LoKr call `alpha` what LoRA calls `lora_alpha`.
+
+    CheckpointError if it is not one; `where` is for messages.
+    """
     alpha = values.get("lora_alpha", values.get("alpha"))
-    return Alphas(
-        None if alpha is None else float(alpha),
-        values.get("r"),
-        values.get("alpha_pattern") or {},
-        values.get("rank_pattern") or {},
-        bool(values.get("use_rslora", False)),
-    )
+    try:
+        return Alphas(
+            None if alpha is None else float(alpha),
+            values.get("r"),
+            pattern_of(values, "alpha_pattern"),
+            pattern_of(values, "rank_pattern"),
+            bool(values.get("use_rslora", False)),
+        )
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise CheckpointError(where, reason=f"is no configuration of PEFT: {error}") from error
+
+
+def pattern_of(values: Mapping[str, Any], name: str) -> dict[str, float]:
+    told = {pattern: float(value) for pattern, value in (values.get(name) or {}).items()}
+    for pattern in told:
+        re.compile(pattern)
+    return told
 
 
 def parsed(text: str, where: str) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def grouped(tensors: Mapping[str, Tensor]) -> tuple[dict[Named, Group], list[str
             useless.append(f"{key} ({why})")
         elif (parsed := parse(key)) is None:
             useless.append(f"{key} (no known form of a LoRA's key)")
-        elif not tensor.is_floating_point():
+        elif parsed.leaf == "alpha" and not is_number(tensor):
+            useless.append(f"{key} (is not one finite number)")
+        elif parsed.leaf != "alpha" and not tensor.is_floating_point():
             useless.append(f"{key} (holds {str(tensor.dtype).removeprefix('torch.')})")
         else:
             group = groups.setdefault((parsed.module, parsed.part), {})
@@ -109,6 +111,11 @@ def grouped(tensors: Mapping[str, Tensor]) -> tuple[dict[Named, Group], list[str
             group[parsed.leaf] = matrix(tensor)
     share_alphas(groups)
     return groups, useless
+
+
+def is_number(tensor: Tensor) -> bool:
+    """Of any type: kohya's scripts write an α that was not given as an integer."""
+    return tensor.numel() == 1 and bool(tensor.float().isfinite())
 
 
 def share_alphas(groups: dict[Named, Group]) -> None:
@@ -137,7 +144,7 @@ def change_of(named: Named, group: Group, alphas: Configured) -> Change | str | 
     match sorted(here):
         case ["down", "up"] if group["down"].dim() == group["up"].dim() == 2:
             down, up = group["down"], group["up"]
-            if down.shape[0] != up.shape[1]:
+            if down.shape[0] != up.shape[1] or not len(down):
                 return f"{name}: factors of one rank (down has {down.shape[0]}, up {up.shape[1]})"
             return LowRank(
                 down, up, alphas.of(name).of(name, len(down)) if alpha is None else alpha

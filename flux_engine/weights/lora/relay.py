@@ -4,7 +4,7 @@ Shape letters: O rows of a whole module, P rows of a piece, R rank.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def low_rank(parts: Sequence[Part], total: int, rows: Rows) -> LowRank | None:
                 f"{part.name}: a {type(part.change).__name__} cannot be cut or fused as this "
                 "layout wants it; a rank (SVD) makes it low-rank, with a loss"
             )
-        change = part.change
+        change = widened(part.change)
         whole_OR = change.up_OR.new_zeros(total, change.rank)
         scatter(whole_OR, change.up_OR, rows_of(part, ((0, total),)))
         up_PR = gather(whole_OR, rows)
@@ -67,6 +67,13 @@ def low_rank(parts: Sequence[Part], total: int, rows: Rows) -> LowRank | None:
     if len(found) <= 1:
         return found[0] if found else None
     return stacked([(change, ((0, len(change.up_OR)),)) for change in found], len(found[0].up_OR))
+
+
+def widened(change: LowRank) -> LowRank:
+    """Eight-bit factors in a type that can be computed with; others as they are."""
+    if change.up_OR.element_size() > 1 and change.down_RC.element_size() > 1:
+        return change
+    return replace(change, up_OR=change.up_OR.float(), down_RC=change.down_RC.float())
 
 
 def magnitudes(parts: Sequence[Part], total: int, rows: Rows) -> Tensor | None:

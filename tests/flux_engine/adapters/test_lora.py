@@ -201,3 +201,10 @@ def test_what_it_does_to_the_model_is_described(engine: FluxEngine, tmp_path: Pa
     linear = sum(isinstance(m, torch.nn.Linear) for m in engine.dit.modules())
     assert len(lines) == linear
     assert all(line.relative is not None and line.relative > 0 for line in lines)
+
+
+def test_factors_leave_the_card_when_nobody_wears_them(engine: FluxEngine, tmp_path: Path) -> None:
+    pixels(engine, wearing(use(file_of(tmp_path, engine))))
+    assert engine.loras._prepared
+    pixels(engine, asked())
+    assert not engine.loras._prepared

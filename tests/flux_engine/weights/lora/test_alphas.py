@@ -36,3 +36,18 @@ def test_words_that_are_no_json_object_are_named(text: str, tmp_path: Path) -> N
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"adapter_config\.json: is not"):
         configured(tmp_path / "a", {})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"lora_alpha": "x"},
+        {"alpha_pattern": {"(": 1}},
+        {"alpha_pattern": [1]},
+        {"rank_pattern": {"a": None}},
+    ],
+)
+def test_words_that_are_no_configuration_are_named(words: object, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(words))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: is no configuration"):
+        configured(tmp_path / "a", {})

@@ -5,6 +5,7 @@ import torch
 
 from flux_engine.errors import CheckpointError, SourceError
 from flux_engine.models.dit import FluxSpec
+from flux_engine.weights.lora.changes import LowRank
 from flux_engine.weights.lora.file import full_delta
 from flux_engine.weights.lora.names import Sizes, module_shapes
 from flux_engine.weights.lora.read import lora_file, read_lora
@@ -152,3 +153,24 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "lora.pt").write_bytes(b"x")
     with pytest.raises(SourceError, match="pickle"):
         read_lora(tmp_path / "lora.pt")
+
+
+def test_an_alpha_is_one_finite_number_of_any_type(tmp_path: Path) -> None:
+    drawn = LAYOUTS["3 kohya"](TINY)
+    key = next(key for key in drawn.tensors if key.endswith(".alpha"))
+    drawn.tensors[key] = torch.tensor(8)
+    lora = read_lora(drawn.save(tmp_path), Sizes(TINY))
+    (part,) = (part for part in lora.parts if part.name == key.removesuffix(".alpha"))
+    assert isinstance(part.change, LowRank)
+    assert part.change.alpha == 8.0
+    for wrong in (torch.ones(2), torch.tensor(torch.inf)):
+        drawn.tensors[key] = wrong
+        (told,) = broken(drawn, tmp_path).unexpected
+        assert told == f"{key} (is not one finite number)"
+
+
+def test_factors_without_a_rank_are_named(tmp_path: Path) -> None:
+    drawn = LAYOUTS["5 bare BFL"](TINY)
+    drawn.tensor("img_in.lora_A.weight", 0, 16)
+    drawn.tensor("img_in.lora_B.weight", 64, 0)
+    assert any("down has 0, up 0" in told for told in broken(drawn, tmp_path).missing)

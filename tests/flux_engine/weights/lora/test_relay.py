@@ -75,3 +75,15 @@ def test_biases_go_with_their_rows() -> None:
     assert made.change is None
     assert made.bias is not None
     assert made.bias.tolist() == [0.0] * H + [1.0] * H + [0.0] * H
+
+
+def test_eight_bit_factors_are_cut_and_fused() -> None:
+    kind = torch.float8_e4m3fn
+    whole = part(torch.randn(3 * H, 2).to(kind), ((0, 3 * H),))
+    cut = piece([whole], [], 3 * H, third(1)).change
+    assert isinstance(cut, LowRank)
+    assert torch.equal(cut.delta(), whole.delta(None)[H : 2 * H])
+    two = [part(torch.randn(H, 2).to(kind), third(n)) for n in range(2)]
+    fused = piece(two, [], 3 * H, ((0, 3 * H),)).change
+    assert isinstance(fused, LowRank)
+    assert torch.allclose(fused.delta()[H : 2 * H], two[1].delta(None), atol=1e-6)
