@@ -1,6 +1,6 @@
 """Batches of one fixed shape, so that a row's bits do not depend on its neighbours."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -35,11 +35,25 @@ class Batching:
 
 
 @dataclass(frozen=True, order=True)
+class Worn:
+    """What LoRAs beside the weights take: so many numbers are one outfit's factors, so many a row's
+    copies of one layer's. Both follow from the outfits' kind; how many `outfits` there are, not.
+    """
+
+    factors: int = 0
+    gathered: int = 0
+    outfits: int = 1
+
+
+NOTHING_WORN = Worn()
+
+
+@dataclass(frozen=True, order=True)
 class Bucket:
     """What rows must have in common to share a micro-batch.
 
-    `loras` is their outfits' kind. `segments` of a path that is kept: 0 for each step, −1 for no
-    path.
+    `loras` is their outfits' kind, `worn` what they take. `segments` of a path that is kept: 0 for
+    each step, −1 for no path.
     """
 
     height: int
@@ -52,6 +66,7 @@ class Bucket:
     guided: bool
     loras: str = ""
     segments: int = -1
+    worn: Worn = NOTHING_WORN
 
     @classmethod
     def of(cls, request: GenerationRequest, sigma_shift: float, loras: str = "") -> "Bucket":
@@ -72,5 +87,23 @@ class Bucket:
 def fixed_batches(items: Sequence[T], size: int) -> Iterator[tuple[list[T], list[T]]]:
     """Pairs (what is real, what is computed): the last batch is filled with its last item."""
     for first in range(0, len(items), size):
-        real = list(items[first : first + size])
-        yield real, real + [real[-1]] * (size - len(real))
+        yield _filled(items[first : first + size], size)
+
+
+def mixed_batches(
+    items: Sequence[T], size: int, kind: Callable[[T], Hashable], most: int
+) -> Iterator[tuple[list[T], list[T]]]:
+    """The same, of items of up to `most` kinds each."""
+    real: list[T] = []
+    for item in items:
+        kinds = {kind(one) for one in (*real, item)}
+        if len(real) == size or len(kinds) > most:
+            yield _filled(real, size)
+            real = []
+        real.append(item)
+    if real:
+        yield _filled(real, size)
+
+
+def _filled(real: Sequence[T], size: int) -> tuple[list[T], list[T]]:
+    return list(real), [*real, *[real[-1]] * (size - len(real))]

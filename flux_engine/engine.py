@@ -13,10 +13,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flux_engine.adapters.lora import Loras, Outfit
+from flux_engine.adapters.lora import BARE, Loras, Outfit
 from flux_engine.approximation import EXACT, Approximation
-from flux_engine.batching import Batching, Bucket, fixed_batches
+from flux_engine.batching import Batching, Bucket
 from flux_engine.checks import faults_of
+from flux_engine.darkroom import Darkroom
 from flux_engine.deviation import Deviation
 from flux_engine.encode import PictureCoder, Text, TextEncoder, TextKey, TextModels
 from flux_engine.errors import NumbersBroke, RequestError, SettingError
@@ -25,7 +26,7 @@ from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
 from flux_engine.planning import Planning, heads_of
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Trace, Watch
-from flux_engine.rows import Denoised, Latents, Prepared, by_picture, prompts_of, stacked
+from flux_engine.rows import Denoised, Latents, Prepared, prompts_of, stacked
 from flux_engine.sampling.denoise import Conditions, Progress, denoise, plain
 from flux_engine.sampling.kernels import Attention, attention
 from flux_engine.sampling.schedule import shift_of, sigmas
@@ -72,12 +73,14 @@ class FluxEngine:
         self.models = {"dit": dit, "vae": vae, "clip": text.clip, "t5": text.t5}
         self.residency = Residency(self.models)
         self.planning = Planning(batching, cell=self.cell, heads=heads_of(dit))
+        self.darkroom = Darkroom(self.pictures, self.residency, self.planning)
 
     def hold(self, residency: Residency, planning: Planning) -> None:
         """Hold the weights so from now on."""
         self.residency.leave()
         self.residency, self.planning = residency, planning
         self.text.loop = residency.loop
+        self.darkroom = Darkroom(self.pictures, residency, planning)
 
     @property
     def cell(self) -> int:
@@ -143,16 +146,23 @@ class FluxEngine:
             except RequestError as error:
                 yield i, error
         good = {i: requests[i] for i in outfits}
+        buckets = self.buckets(good, outfits)
+        for bucket in list(buckets):
+            try:
+                self.planning.denoise(bucket)  # with what LoRAs take, which nobody knew before
+            except SettingError as error:
+                for i in buckets.pop(bucket):
+                    del good[i]
+                    yield i, RequestError(str(error))
         if not good:
             return
-        buckets = self.buckets(good, outfits)
         watch.at("text", list(good))
         texts = self.encode_texts(good, outfits, next(iter(buckets)))
-        rows = Prepared(good, outfits, texts, self._encode_pictures(good))
+        rows = Prepared(good, outfits, texts, self.darkroom.encode_inputs(good))
         latents: Latents = {}
         for bucket, members in buckets.items():
             together = self.planning.together(bucket)
-            with self.residency.phase(self.planning.denoise(bucket)):
+            with self.residency.phase(self.planning.denoise(bucket)), self.loras.bucket():
                 for i, made in self._denoise(bucket, members, rows, progress, watch):
                     if not torch.isfinite(made.latents).all():
                         yield i, NumbersBroke("the latents came out as NaN or infinity")
@@ -176,10 +186,11 @@ class FluxEngine:
                 refused.append((i, RequestError(str(error))))
         return refused
 
-    def room_for(self, request: GenerationRequest) -> None:
+    def room_for(self, request: GenerationRequest, outfit: Outfit = BARE) -> None:
         """SettingError with the numbers if the card has not the memory for such a picture."""
         tiling = Tiling(request.tile_size, request.tile_stride) if request.tiled else None
-        self.planning.denoise(self.bucket(request))
+        for bucket in self.buckets({0: request}, {0: outfit}):
+            self.planning.denoise(bucket)
         self.planning.text(request.t5_sequence_length)
         self.planning.decode(request.height, request.width, tiling)
 
@@ -192,7 +203,10 @@ class FluxEngine:
             bucket = replace(self.bucket(request), loras=outfits[i].kind)
             out.setdefault(bucket, []).append(i)
         return {
-            bucket: sorted(members, key=lambda i: outfits[i].key) for bucket, members in out.items()
+            replace(bucket, worn=self.loras.worn(outfits[i] for i in members)): sorted(
+                members, key=lambda i: outfits[i].key
+            )
+            for bucket, members in out.items()
         }
 
     def encode(
@@ -204,20 +218,7 @@ class FluxEngine:
         watch: Watch = ONLOOKER,
     ) -> Iterator[tuple[int, Tensor]]:
         """Latents of pictures (3, H, W) in −1…1, as `PictureCoder.encode` answers, by number."""
-        sizes: dict[tuple[int, int], list[int]] = {}
-        for i, picture in enumerate(pictures):
-            sizes.setdefault((picture.shape[1], picture.shape[2]), []).append(i)
-        for (height, width), members in sizes.items():
-            size = self.planning.decode_batch(height, width, tiling)
-            with self.residency.phase(self.planning.decode(height, width, tiling)):
-                for first in range(0, len(members), size):
-                    if watch.leaving():
-                        return
-                    batch = members[first : first + size]
-                    watch.at("encode", batch)
-                    given = [pictures[i] for i in batch]
-                    made = self.pictures.encode(given, size, tiling, moments=moments)
-                    yield from zip(batch, made, strict=True)
+        yield from self.darkroom.encode(pictures, tiling, moments=moments, watch=watch)
 
     def encode_texts(
         self,
@@ -243,14 +244,6 @@ class FluxEngine:
                 out[changed] = self.text(wanted[changed], changed)
         return out
 
-    def _encode_pictures(self, requests: dict[int, GenerationRequest]) -> dict[int, Tensor]:
-        given = {i: r.input_image for i, r in requests.items() if r.input_image is not None}
-        out: dict[int, Tensor] = {}
-        for (*_, tiling), members in by_picture(given, requests).items():
-            made = dict(self.encode([given[i] for i in members], tiling))
-            out |= {i: made[n] for n, i in enumerate(members)}
-        return out
-
     def _denoise(
         self, bucket: Bucket, members: list[int], rows: Prepared, progress: Progress, watch: Watch
     ) -> Iterator[tuple[int, Denoised]]:
@@ -258,11 +251,11 @@ class FluxEngine:
         height, width = bucket.height // factor, bucket.width // factor
         ids = position_ids(bucket.t5_sequence_length, height, width)
         rotation = self.dit.rotation(ids).to(self.device)
-        size = self.planning.micro_batch(bucket)
+        size, most = self.planning.micro_batch(bucket), self.planning.outfits(bucket)
         waiting, tables = list(members), Tables(self.dit, self.residency)
         self.loras.merge(rows.outfits[members[0]], self.residency)
         while waiting and not watch.leaving():
-            (real, filled), *more = fixed_batches(waiting, size)
+            (real, filled), *more = rows.micro_batches(bucket, waiting, size, most)
             # LoRAs stand beside the table's makers for one micro-batch at a time
             tables.ahead = [] if bucket.loras else [batch for _, batch in more]
             watch.at("denoise", real)
@@ -370,18 +363,9 @@ class FluxEngine:
         self, rows: Prepared, latents: Latents, watch: Watch, *, only_full: bool = False
     ) -> Iterator[tuple[int, Outcome]]:
         """Pictures of these latents, which are used up; or of those that fill a batch."""
-        for (height, width, tiling), members in by_picture(latents, rows.requests).items():
-            size = self.planning.decode_batch(height, width, tiling)
-            last = len(members) - len(members) % size if only_full else len(members)
-            for first in range(0, last, size):
-                batch = members[first : min(first + size, last)]
-                watch.at("decode", batch)
-                taken = [latents.pop(i) for i in batch]
-                stage = None if only_full else self.planning.decode(height, width, tiling)
-                with self.residency.phase(stage):
-                    pictures = self.pictures.decode([one.latents for one in taken], size, tiling)
-                for i, pixels, one in zip(batch, pictures, taken, strict=True):
-                    yield i, self._outcome(rows, i, pixels, one)
+        made = self.darkroom.decode(latents, rows.requests, watch, only_full=only_full)
+        for i, pixels, one in made:
+            yield i, self._outcome(rows, i, pixels, one)
 
     def _outcome(self, rows: Prepared, i: int, pixels: Tensor | None, made: Denoised) -> Outcome:
         if pixels is not None and not torch.isfinite(pixels).all():

@@ -5,6 +5,7 @@ number that would be chosen here, and answers the one to take.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ from flux_engine.vram.estimates import GIB, Machine, Sizes, Weights, Work, of_ki
 from flux_engine.vram.placements import Policy, Stays
 from flux_engine.vram.planner import Plan, Stage, decode_stage, plan, text_stage
 from flux_engine.vram.residency import Residency
+from flux_engine.vram.seating import BATCHES
 from flux_engine.vram.weights import Images
 
 T = TypeVar("T", int, str)
@@ -59,6 +61,7 @@ class Planning:
         self.machine, self.weights, self.sizes = machine, weights, sizes
         self.heads, self.head_width = heads
         self._measured: dict[str, str] = {}
+        self._kept: dict[str, int] = {}
         self.stays = stays or {}
         self.passing = frozenset(name for name, how in self.stays.items() if how == "never")
         self.keep: Keep = as_chosen
@@ -87,17 +90,28 @@ class Planning:
                 )
 
     def micro_batch(self, bucket: Bucket) -> int:
-        chosen = self.batching.micro or self.keep(
-            f"micro_batch {_named(bucket)}", self._chosen_micro_batch(bucket)
-        )
+        chosen = self.batching.micro or self._kept_micro_batch(bucket)
         if self.machine is not None:
             self.plan(bucket, chosen)  # raises where another card has chosen what is too much here
         return chosen
 
-    def _chosen_micro_batch(self, bucket: Bucket) -> int:
+    def _kept_micro_batch(self, bucket: Bucket) -> int:
+        """The first one that is chosen for such rows, however many outfits later ones wear."""
+        name = f"micro_batch {_named(bucket)}"
+        if name not in self._kept:
+            if self.machine is None:
+                size = self.batching.micro_batch(self._tokens(bucket.height, bucket.width))
+            else:
+                size = self.plan(bucket).micro_batch
+            self._kept[name] = self.keep(name, size)
+        return self._kept[name]
+
+    def outfits(self, bucket: Bucket) -> int:
+        """How many LoRA outfits may stand beside the weights in a micro-batch: where there is no
+        room for more, it is filled up with copies, which changes no bit of a row."""
         if self.machine is None:
-            return self.batching.micro_batch(self._tokens(bucket.height, bucket.width))
-        return self.plan(bucket).micro_batch
+            return bucket.worn.outfits
+        return self.plan(bucket, self.micro_batch(bucket)).work.worn.outfits
 
     def decode_batch(self, height: int, width: int, tiling: Tiling | None) -> int:
         """Pictures that the autoencoder takes at once, either way."""
@@ -147,14 +161,26 @@ class Planning:
     def _planned(self, bucket: Bucket, micro_batch: int | None) -> Plan:
         if self.machine is None or self.weights is None or self.sizes is None:
             raise SettingError("there is no card to plan for")
-        work = self._work(bucket)
+        size = micro_batch or self.batching.micro
+        for outfits in range(min(bucket.worn.outfits, size or BATCHES[-1]), 1, -1):
+            try:
+                return self._planned_for(bucket, size, outfits)
+            except SettingError:  # fewer may fit
+                continue
+        return self._planned_for(bucket, size, 1)
+
+    def _planned_for(self, bucket: Bucket, micro_batch: int | None, outfits: int) -> Plan:
+        assert self.machine is not None
+        assert self.weights is not None
+        assert self.sizes is not None
+        work = self._work(replace(bucket, worn=replace(bucket.worn, outfits=outfits)))
         return plan(
             self.machine,
             self.weights,
             work,
             self.sizes,
             text_batch=self.batching.text,
-            micro_batch=micro_batch or self.batching.micro,
+            micro_batch=micro_batch,
             decode_batch=self.batching.decode,
             least=self.batching.micro_batch(work.image_tokens),
             passing=self.passing,
@@ -168,6 +194,7 @@ class Planning:
             text_tokens=bucket.t5_sequence_length,
             steps=bucket.steps,
             sides=1 + bucket.guided,
+            worn=bucket.worn,
         )
 
     def _picture(self, height: int, width: int, tiling: Tiling | None) -> Work:
@@ -239,4 +266,5 @@ def sizes_of(dit: FluxTransformer, vae: AutoEncoder, t5: Any, itemsize: int) -> 
 def _named(bucket: Bucket) -> str:
     """All of a bucket that a batch shape may depend on."""
     sides = " guided" if bucket.guided else ""
-    return f"{bucket.height}x{bucket.width} text {bucket.t5_sequence_length}{sides}"
+    worn = f" {bucket.loras}" if bucket.worn.factors else ""
+    return f"{bucket.height}x{bucket.width} text {bucket.t5_sequence_length}{sides}{worn}"

@@ -1,12 +1,13 @@
 """The rows of one call: what each asks for, wears and is told, and what has become of it so far."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flux_engine.adapters.lora import Outfit
+from flux_engine.batching import Bucket, mixed_batches
 from flux_engine.encode import Text, TextKey
 from flux_engine.request import GenerationRequest, Trace
 from flux_engine.sampling.tiling import Tiling
@@ -39,6 +40,17 @@ class Prepared:
         texts = self.texts[self.outfits[i].text_key]
         return [texts[key] for key in prompts_of(self.requests[i])]
 
+    def micro_batches(
+        self, bucket: Bucket, members: Sequence[int], size: int, most: int
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Pairs as of `fixed_batches`; `most` outfits beside the weights stand in one of them."""
+        beside = bool(bucket.worn.factors)
+
+        def kind(i: int) -> str:
+            return self.outfits[i].key if beside else ""
+
+        return mixed_batches(members, size, kind, most)
+
 
 def stacked(made: Sequence[Denoised]) -> Tensor:
     """Latents of a micro-batch, (B, Z, H/8, W/8)."""
@@ -46,7 +58,7 @@ def stacked(made: Sequence[Denoised]) -> Tensor:
 
 
 def by_picture(
-    members: Iterable[int], requests: dict[int, GenerationRequest]
+    members: Iterable[int], requests: Mapping[int, GenerationRequest]
 ) -> dict[tuple[int, int, Tiling | None], list[int]]:
     """Rows by what they must have in common to share a batch of the autoencoder."""
     out: dict[tuple[int, int, Tiling | None], list[int]] = {}

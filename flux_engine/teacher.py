@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flux_engine.batching import fixed_batches
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import NumbersBroke, RequestError, SettingError
 from flux_engine.latents import pack, position_ids, unpack
@@ -130,10 +129,11 @@ class Teacher:
         texts = engine.encode_texts(good, outfits, next(iter(buckets)))
         rows = Prepared(good, outfits, texts, {})
         for bucket, members in buckets.items():
-            with engine.residency.phase(engine.planning.denoise(bucket)):
+            with engine.residency.phase(engine.planning.denoise(bucket)), engine.loras.bucket():
                 engine.loras.merge(outfits[members[0]], engine.residency)
                 size = engine.planning.micro_batch(bucket)
-                for real, filled in fixed_batches(members, size):
+                most = engine.planning.outfits(bucket)
+                for real, filled in rows.micro_batches(bucket, members, size, most):
                     if watch.leaving():
                         return
                     watch.at("denoise", real)

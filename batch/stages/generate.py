@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -95,15 +95,18 @@ class GenerateStage:
         from flux_engine.weights.lora.report import summary
 
         engine, self.fingerprint = engine_of(self.job.engine)
-        for entry in self.job.sampling.loras:
-            use = self.loras.of_job(entry)
+        uses = tuple(self.loras.of_job(entry) for entry in self.job.sampling.loras)
+        for use in uses:
             told = summary(engine.loras.describe(use, engine.residency))
             logger.info("LoRA in use", extra={"lora": use.name, "scale": use.scale, **told})
             self.fingerprint["weights"][f"LoRA {use.name}"] = engine.loras.shelf.take(use).digest
         engine.planning.keep = KeptShapes(Output(self.job.output, self.job.format).storage)
         self.deviations = engine.deviation.measured
         values = self.job.sampling.model_dump() | {"seed": 0, "loras": ()}
-        engine.room_for(GenerationRequest(prompt="", **values))
+        bare = GenerationRequest(prompt="", **values)
+        engine.room_for(bare)
+        if uses:
+            engine.room_for(bare, engine.loras.outfit(replace(bare, loras=uses)))
         self.engine = engine
 
     def __call__(

@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from flux_engine.batching import NOTHING_WORN, Worn
 from flux_engine.errors import CheckpointError, RequestError, SettingError, SourceError
 from flux_engine.request import GenerationRequest, LoraUse
 from flux_engine.vram.residency import Residency
@@ -32,7 +33,7 @@ from flux_engine.weights.lora.names import Role
 from flux_engine.weights.lora.report import Matched, report
 from flux_engine.weights.lora.shelf import SHELF_BYTES, Shelf
 
-Factors = dict[str, tuple[Tensor, Tensor]]  # of each layer: down (R, C) and up (O, R)
+Factors = dict[str, tuple[Tensor, Tensor]]  # of each layer: down (R, C), up (O, R); or with K
 MAKERS = re.compile(r"^(time|vector|guidance)_in\.|_mod\.lin$|\.modulation\.lin$|\.adaLN_")
 ENCODERS: tuple[Role, ...] = ("clip", "t5")
 
@@ -78,6 +79,14 @@ class Outfit:
 BARE = Outfit()
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Factors on the device, of each layer with those of all outfits in one tensor."""
+
+    keys: tuple[str, ...] = ()
+    factors: Factors = field(default_factory=dict)
+
+
 def told(facts: Iterable[str]) -> str:
     text = "\n".join(facts)
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
@@ -92,7 +101,8 @@ class Loras:
         self.models, self.device, self.dtype = models, device, dtype
         self.shelf = Shelf(models.sizes, limit)
         self._in_force: dict[Role, str] = {}
-        self._prepared: dict[str, Factors] = {}
+        self._prepared: dict[str, Factors] = {}  # of the outfits worn last, on the host
+        self._standing = Standing()
         self._layers = {
             name: module
             for name, module in models.dit.named_modules()
@@ -164,19 +174,15 @@ class Loras:
         The rows come `sides` times over: prompts, then negative prompts.
         """
         if not outfits or not outfits[0].kind.startswith("beside"):
-            self._prepared = {}  # they lie on the card, and nobody wears them now
             yield
             return
-        distinct = list({outfit.key: outfit for outfit in outfits}.values())
-        number = {outfit.key: k for k, outfit in enumerate(distinct)}
+        distinct = {outfit.key: outfit for outfit in outfits}
+        self._stand(distinct)
+        number = {key: k for k, key in enumerate(distinct)}
         rows = torch.tensor([number[outfit.key] for outfit in outfits] * sides).to(self.device)
-        factors = [self._factors(outfit) for outfit in distinct]
-        self._prepared = {outfit.key: f for outfit, f in zip(distinct, factors, strict=True)}
         hooks = []
         try:
-            for layer in factors[0]:
-                down_KRC = torch.stack([f[layer][0] for f in factors])
-                up_KOR = torch.stack([f[layer][1] for f in factors])
+            for layer, (down_KRC, up_KOR) in self._standing.factors.items():
                 hook = adding(down_KRC, up_KOR, rows, table=bool(MAKERS.search(layer)))
                 hooks.append(self._layers[layer].register_forward_hook(hook))
             yield
@@ -184,10 +190,51 @@ class Loras:
             for handle in hooks:
                 handle.remove()
 
+    @contextmanager
+    def bucket(self) -> Iterator[None]:
+        """What stands on the device for a micro-batch stays for the next ones, until this ends."""
+        try:
+            yield
+        finally:
+            self._standing = Standing()
+
+    def _stand(self, distinct: Mapping[str, Outfit]) -> None:
+        """Bring what these outfits add; what stood before goes first, so that one set is there."""
+        if tuple(distinct) == self._standing.keys:
+            return
+        self._standing = Standing()
+        known = self._prepared
+        self._prepared = {key: known.get(key) or self._factors(o) for key, o in distinct.items()}
+        ones = list(self._prepared.values())
+        factors = {
+            layer: (
+                torch.stack([one[layer][0] for one in ones]).to(self.device),
+                torch.stack([one[layer][1] for one in ones]).to(self.device),
+            )
+            for layer in ones[0]
+        }
+        self._standing = Standing(tuple(distinct), factors)
+
+    def worn(self, outfits: Iterable[Outfit]) -> Worn:
+        """What outfits of one kind take when they are in one micro-batch."""
+        distinct = {outfit.key: outfit for outfit in outfits}
+        first = next(iter(distinct.values()))
+        if not first.kind.startswith("beside"):
+            return NOTHING_WORN
+        layers = {name: self._layers[name] for name in first.ranks}
+        pairs = [
+            (rank * layers[name].in_features, rank * layers[name].out_features)
+            for name, rank in first.ranks.items()
+        ]
+        return Worn(
+            factors=sum(down + up for down, up in pairs),
+            gathered=max(max(pair) for pair in pairs),
+            outfits=len(distinct),
+        )
+
     def _factors(self, outfit: Outfit) -> Factors:
-        """Of each layer, all of an outfit's LoRAs as one pair, with their scales in `up`."""
-        if outfit.key in self._prepared:
-            return self._prepared[outfit.key]
+        """Of each layer, all of an outfit's LoRAs as one pair on the host, with their scales in
+        `up`."""
         pairs: dict[str, list[LowRank]] = {}
         for lora, scale in outfit.loras:
             for (role, layer, _), parts in lora.targets.items():
@@ -200,8 +247,8 @@ class Loras:
                 pairs.setdefault(layer, []).append(scaled)
         return {
             layer: (
-                torch.cat([one.down_RC for one in ones]).to(self.device, self.dtype),
-                torch.cat([one.up_OR for one in ones], 1).to(self.device, self.dtype),
+                torch.cat([one.down_RC for one in ones]).to(self.dtype),
+                torch.cat([one.up_OR for one in ones], 1).to(self.dtype),
             )
             for layer, ones in pairs.items()
         }
@@ -267,6 +314,7 @@ def adding(
         x_GLC = rearrange(x, f"{flat.format('C')} -> G L C", G=len(rows_G)) if is_flat else x
         low_GLR = torch.bmm(x_GLC, down_KRC[rows_G].mT)
         change = torch.bmm(low_GLR, up_KOR[rows_G].mT)
-        return out + (rearrange(change, f"G L O -> {flat.format('O')}") if is_flat else change)
+        # in place, because the sum of the widest layer would be the largest thing there is
+        return out.add_(rearrange(change, f"G L O -> {flat.format('O')}") if is_flat else change)
 
     return hook

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flux_engine.batching import NOTHING_WORN, Worn
+
 GIB = 2**30
 RESERVE = 384 * 2**20  # libraries' workspaces, and gaps between what is allocated
 
@@ -29,7 +31,8 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all rows of a micro-batch have in common; `sides` is 2 with a negative prompt."""
+    """What all rows of a micro-batch have in common; `sides` is 2 with a negative prompt, `worn`
+    are LoRAs beside the weights."""
 
     height: int
     width: int
@@ -37,6 +40,7 @@ class Work:
     text_tokens: int
     steps: int
     sides: int = 1
+    worn: Worn = NOTHING_WORN
 
     @property
     def tokens(self) -> int:
@@ -86,7 +90,16 @@ def working_bytes(work: Work, sizes: Sizes, batch: int) -> int:
     rows = batch * work.sides
     values = HIDDEN_VECTORS * work.tokens * sizes.width * sizes.itemsize
     table = work.steps * sizes.rows * sizes.width * sizes.itemsize
-    return RESERVE + rows * (values + table) + widening_bytes(sizes)
+    standing = lora_bytes(work, sizes, batch)
+    return RESERVE + rows * (values + table) + widening_bytes(sizes) + standing
+
+
+def lora_bytes(work: Work, sizes: Sizes, batch: int) -> int:
+    """Of LoRAs beside the weights: the factors of each outfit in a micro-batch, and each row's
+    copies of one layer's. What LoRAs say has room where a block has its widest values later."""
+    worn, rows = work.worn, batch * work.sides
+    standing = min(batch, worn.outfits) * worn.factors
+    return sizes.itemsize * (standing + rows * worn.gathered)
 
 
 def widening_bytes(sizes: Sizes) -> int:

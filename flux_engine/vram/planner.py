@@ -16,6 +16,7 @@ from flux_engine.vram.estimates import (
     compute_seconds,
     decode_bytes,
     decode_seconds,
+    lora_bytes,
     of_kind,
     text_bytes,
     total,
@@ -112,7 +113,8 @@ def plan(
         machine, weights, sizes, work.text_tokens, text_batch, passing="t5" in passing
     )
     both = chosen.nbytes - chosen.working + total(weights, "vae")
-    working = max(chosen.working, decode.working if decode else machine.memory)
+    standing = lora_bytes(work, sizes, chosen.batch)  # while a bucket's pictures are decoded, too
+    working = max(chosen.working, decode.working + standing if decode else machine.memory)
     together = both + working <= machine.memory
     kept_vae = {"vae": frozenset[str]()} if together else {}
     stage = Stage(
@@ -222,9 +224,11 @@ def _refused(machine: Machine, weights: Weights, work: Work, sizes: Sizes, batch
     rest = sum(of_kind(weights, "dit", "rest").values())
     ring = SLOTS[0] * max((*blocks.values(), *tables.values()))
     working = working_bytes(work, sizes, batch)
+    worn = lora_bytes(work, sizes, batch) / GIB
+    told = f" ({worn:.1f} GiB of them for LoRAs beside the weights)" if worn else ""
     return (
         f"{work.width}×{work.height} in micro-batches of {batch} needs {working / GIB:.1f} GiB to "
-        f"work in and {(rest + ring) / GIB:.1f} GiB for the transformer's smallest part (two "
+        f"work in{told} and {(rest + ring) / GIB:.1f} GiB for the transformer's smallest part (two "
         f"slots of {ring / SLOTS[0] / GIB:.2f} GiB and {rest / GIB:.2f} GiB that stay): together "
         f"{(rest + ring + working) / GIB:.1f} GiB; {machine.memory / GIB:.1f} GiB may be used on "
         f"{machine.name}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flux_engine import FluxEngine, Generation, GenerationRequest, load_engine
-from flux_engine.batching import Batching, Bucket, fixed_batches
+from flux_engine.batching import Batching, Bucket, fixed_batches, mixed_batches
 from flux_engine.encode import TextEncoder
 from tests.conftest import ShapesEngine
 from tests.flux_engine.asking import asked, picture
@@ -145,3 +145,15 @@ def test_a_row_is_the_same_by_any_number_of_threads(
 def test_a_row_is_the_same_on_a_card_too(dtype: torch.dtype) -> None:
     engine = load_engine(torch_dtype=dtype, device="cuda", micro_batch=3, decode_batch=2)
     assert_same_bits(engine, ARRANGEMENTS.values())
+
+
+def test_batches_of_few_kinds_are_filled_too() -> None:
+    made = list(mixed_batches("aabbccc", 4, lambda letter: letter, 2))
+    assert [("".join(real), "".join(filled)) for real, filled in made] == [
+        ("aabb", "aabb"),
+        ("ccc", "cccc"),
+    ]
+    alone = [len(real) for real, _ in mixed_batches("abc", 4, lambda letter: letter, 1)]
+    assert alone == [1, 1, 1]
+    assert list(mixed_batches("abcde", 2, lambda _: 0, 1)) == list(fixed_batches("abcde", 2))
+    assert list(mixed_batches("", 2, lambda _: 0, 1)) == []

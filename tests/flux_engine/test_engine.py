@@ -221,7 +221,7 @@ def test_pixels_that_break_are_their_rows_fault(
             return [first * float("inf"), *others]
 
     whole = engine.generate([asked(seed=1), asked(seed=2)])
-    monkeypatch.setattr(engine, "pictures", Blind(engine.vae, engine.device, engine.dtype))
+    monkeypatch.setattr(engine.darkroom, "coder", Blind(engine.vae, engine.device, engine.dtype))
     outcomes = dict(engine.each([asked(seed=1), asked(seed=2)]))
     assert isinstance(outcomes[0], NumbersBroke)
     assert same(outcomes[1], whole[1])

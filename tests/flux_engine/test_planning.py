@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
 from flux_engine import SettingError
-from flux_engine.batching import Batching, Bucket
+from flux_engine.batching import Batching, Bucket, Worn
 from flux_engine.planning import Planning
 from flux_engine.sampling.tiling import Tiling
 from flux_engine.vram.estimates import GIB
+from flux_engine.vram.planner import stage_bytes
 from tests.flux_engine.asking import asked
 from tests.flux_engine.vram.published import card, flux_dev
 
@@ -72,3 +75,50 @@ def test_tiles_make_a_large_picture_fit() -> None:
         plans.decode(2048, 2048, None)
     assert plans.decode(2048, 2048, Tiling(128, 64)).working < 4 * GIB
     assert not plans.together(bucket(2048))
+
+
+RANK_64 = Worn(factors=660_000_000, gathered=64 * 21504)
+
+
+def worn(outfits: int, **other: object) -> Bucket:
+    return replace(bucket(**other), loras="beside abc", worn=replace(RANK_64, outfits=outfits))
+
+
+def test_what_loras_take_is_planned_for() -> None:
+    for gib in (8, 12, 24, 139):
+        plans = planning(gib)
+        bare, one = plans.denoise(bucket()), plans.denoise(worn(1))
+        weights = plans.weights or {}
+        assert stage_bytes(weights, one) <= gib * GIB
+        size = plans.micro_batch(worn(1))
+        if plans.micro_batch(bucket()) == size:
+            more = 2 * (RANK_64.factors + size * 64 * 21504)
+            assert one.working - bare.working == more
+
+
+def test_a_micro_batch_has_no_more_outfits_than_there_is_room_for_and_keeps_its_shape() -> None:
+    plans = planning(8)
+    size = plans.micro_batch(worn(1))
+    assert plans.outfits(worn(1)) == 1
+    assert 1 < plans.outfits(worn(16)) < size == plans.micro_batch(worn(16))
+    assert stage_bytes(plans.weights or {}, plans.denoise(worn(16))) <= 8 * GIB
+    assert planning(139).outfits(worn(4)) == 4
+    assert Planning(Batching(), cell=16).outfits(worn(5)) == 5
+
+
+def test_a_bucket_that_loras_leave_no_room_for_is_refused_by_their_name() -> None:
+    assert planning(3, Batching(text=1, micro=1)).denoise(bucket())
+    with pytest.raises(
+        SettingError, match=r"needs 2\.2 GiB to work in \(1\.2 GiB of them for LoRAs beside"
+    ):
+        planning(3, Batching(text=1, micro=1)).denoise(worn(1))
+
+
+def test_rows_that_wear_loras_have_a_shape_of_their_own() -> None:
+    names: list[str] = []
+    plans = planning(12)
+    plans.keep = lambda name, value: names.append(name) or value
+    plans.micro_batch(worn(1))
+    plans.micro_batch(worn(3))
+    plans.micro_batch(bucket())
+    assert names == ["micro_batch 1024x1024 text 512 beside abc", "micro_batch 1024x1024 text 512"]

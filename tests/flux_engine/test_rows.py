@@ -1,6 +1,10 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import torch
 
 from flux_engine.adapters.lora import BARE
+from flux_engine.batching import Bucket, Worn
 from flux_engine.encode import Text
 from flux_engine.rows import Denoised, Prepared, by_picture, prompts_of, stacked
 from flux_engine.sampling.tiling import Tiling
@@ -31,3 +35,15 @@ def test_rows_share_the_autoencoder_by_size_and_tiles() -> None:
 def test_latents_of_a_micro_batch_are_stacked() -> None:
     made = [Denoised(torch.full((2,), float(n)), 2) for n in range(2)]
     assert stacked(made).tolist() == [[0.0, 0.0], [1.0, 1.0]]
+
+
+def test_micro_batches_have_so_many_outfits_where_these_stand_beside_the_weights() -> None:
+    outfits = {i: SimpleNamespace(key="ab"[i // 2]) for i in range(4)}
+    rows = Prepared(dict.fromkeys(range(4), asked()), outfits, {}, {})  # type: ignore[arg-type]
+    plain = Bucket.of(asked(), 1.0)
+    worn = replace(plain, worn=Worn(factors=1, outfits=2))
+    assert list(rows.micro_batches(plain, [0, 1, 2, 3], 4, 1)) == [([0, 1, 2, 3], [0, 1, 2, 3])]
+    assert list(rows.micro_batches(worn, [0, 1, 2], 4, 1)) == [
+        ([0, 1], [0, 1, 1, 1]),
+        ([2], [2, 2, 2, 2]),
+    ]

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flux_engine import FluxEngine, Generation, RequestError
+from flux_engine import FluxEngine, Generation, RequestError, SettingError, load_engine
+from flux_engine.batching import Bucket
 from flux_engine.engine import Outcome
 from flux_engine.request import GenerationRequest, LoraUse
+from flux_engine.vram.planner import Stage
 from flux_engine.weights.lora.shelf import Shelf
 from tests.conftest import ShapesEngine
 from tests.flux_engine.adapters.wearing import dense_file, encoder_file, file_of, use
@@ -203,8 +205,48 @@ def test_what_it_does_to_the_model_is_described(engine: FluxEngine, tmp_path: Pa
     assert all(line.relative is not None and line.relative > 0 for line in lines)
 
 
-def test_factors_leave_the_card_when_nobody_wears_them(engine: FluxEngine, tmp_path: Path) -> None:
-    pixels(engine, wearing(use(file_of(tmp_path, engine))))
-    assert engine.loras._prepared
-    pixels(engine, asked())
-    assert not engine.loras._prepared
+def test_what_stands_on_the_card_is_what_is_said_of_it(engine: FluxEngine, tmp_path: Path) -> None:
+    rows = [wearing(use(file_of(tmp_path, engine, seed))) for seed in range(3)]
+    outfits = [engine.loras.outfit(row) for row in rows]
+    worn = engine.loras.worn(outfits[:2] * 2)
+    assert worn.outfits == 2
+    with engine.loras.bucket():
+        for some in (outfits[:2], outfits[1:]):
+            with engine.loras.beside(some, 1):
+                pairs = list(engine.loras._standing.factors.values())
+            assert sum(t.numel() for pair in pairs for t in pair) == 2 * worn.factors
+            assert max(t[0].numel() for pair in pairs for t in pair) == worn.gathered
+    assert not engine.loras._standing.factors
+    assert engine.loras.worn([engine.loras.outfit(asked())]).factors == 0
+
+
+def test_where_few_outfits_fit_on_the_card_rows_keep_their_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load_engine(device="cpu", torch_dtype=torch.float32, micro_batch=4)
+    rows = [wearing(use(file_of(tmp_path, engine, seed)), seed=seed) for seed in range(3)]
+    expected = pixels(engine, *rows)
+    for fit, batches in ((1, 3), (2, 2), (3, 1)):
+        monkeypatch.setattr(engine.planning, "outfits", lambda _, fit=fit: fit)
+        watched = Watched(engine.dit)
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "dit", watched)
+            assert all(map(torch.equal, pixels(engine, *rows), expected))
+        assert watched.batches == [4] * 2 * batches
+
+
+def test_a_row_whose_loras_leave_no_room_is_an_answer(
+    engine: FluxEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = engine.planning.denoise
+
+    def denoise(bucket: Bucket) -> Stage:
+        if bucket.worn.factors:
+            raise SettingError("no room for LoRAs")
+        return planned(bucket)
+
+    monkeypatch.setattr(engine.planning, "denoise", denoise)
+    outcomes = dict(engine.each([asked(), wearing(use(file_of(tmp_path, engine))), asked(seed=2)]))
+    assert str(outcomes[1]) == "no room for LoRAs"
+    assert isinstance(outcomes[0], Generation)
+    assert isinstance(outcomes[2], Generation)

@@ -2,7 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+from flux_engine.adapters.lora import adding
+from flux_engine.batching import Worn
 from flux_engine.models.dit import FluxSpec, FluxTransformer
 from flux_engine.models.fp8 import narrow_layers
 from flux_engine.models.vae import AutoEncoder, VaeSpec
@@ -14,6 +17,7 @@ from flux_engine.vram.estimates import (
     decode_bytes,
     decode_seconds,
     flops,
+    lora_bytes,
     of_kind,
     text_bytes,
     total,
@@ -88,3 +92,35 @@ def test_more_rows_ask_for_more() -> None:
     assert 0.5e9 < one < 0.6e9
     assert text_bytes(512, sizes, 8) - RESERVE == 8 * (text_bytes(512, sizes, 1) - RESERVE)
     assert decode_bytes(square(1024), sizes, 1) - RESERVE == pytest.approx(2.4e9, rel=0.02)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_loras_beside_the_weights_live_in_what_is_estimated_for_them(rows: int) -> None:
+    width, text, image, rank = 256, 64, 512, 16
+    spec = FluxSpec(width, 2, (16, 56, 56), 4 * width, 2, 2, text_width=64, pooled_width=32)
+    dit = FluxTransformer(spec).requires_grad_(False)
+    layers = {
+        name: layer
+        for name, layer in dit.named_modules()
+        if isinstance(layer, nn.Linear) and "_blocks." in name and "mod" not in name
+    }
+    for layer in layers.values():
+        down, up = torch.randn(1, rank, layer.in_features), torch.randn(1, layer.out_features, rank)
+        hook = adding(down, up, torch.zeros(rows, dtype=torch.long), table=False)
+        layer.register_forward_hook(hook)
+    widest = max(layer.out_features for layer in layers.values())
+    work = replace(square(256), image_tokens=image, text_tokens=text, steps=0)
+    worn = replace(work, worn=Worn(gathered=rank * widest))
+    sizes = replace(flux_dev()[1], width=width, itemsize=4, stored=4)
+    x, told = torch.randn(rows, image, 64), torch.randn(rows, text, 64)
+    table = torch.randn(rows, 2 * 12 + 2 * 3 + 2, width)
+    with torch.inference_mode(), Live() as live:
+        dit(x, told, table, torch.randn(2, text + image, 64))
+    assert 0.8 < live.peak / (working_bytes(worn, sizes, rows) - RESERVE) < 1
+
+
+def test_each_outfit_of_a_micro_batch_stands_on_the_card() -> None:
+    _, sizes = flux_dev()
+    worn = [replace(square(1024), worn=Worn(factors=1000, outfits=n)) for n in (1, 3, 9)]
+    assert [lora_bytes(work, sizes, 4) for work in worn] == [2000, 6000, 8000]
+    assert lora_bytes(square(1024), sizes, 4) == 0
