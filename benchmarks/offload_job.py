@@ -61,7 +61,7 @@ def caps(spec: str, device: torch.device, dit: FluxTransformer) -> Iterator[dict
             how = held(
                 engine.models, engine.batching, card, machine, dtype=engine.dtype, images=images
             )
-            engine.text = TextEncoder(engine.text.models, device, engine.batching.text)
+            engine.text = TextEncoder(engine.text.models, device, engine.text.batch)
             engine.hold(*how)
             began = time.monotonic()
             made = engine.generate(asked)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flux_engine.approximation import Approximate, Approximation
-from flux_engine.batching import TEXT_BATCH, Batching
+from flux_engine.batching import Batching
 from flux_engine.defaults import model_folder, read_object
 from flux_engine.encode import TextModels, layout_for
 from flux_engine.engine import FluxEngine
@@ -50,7 +50,7 @@ def load_engine(
     approximate: Sequence[Approximate] = (),
     attention: Attention = "default",
     compile: bool = False,
-    text_batch: int = TEXT_BATCH,
+    text_batch: int | None = None,
     micro_batch: int | None = None,
     decode_batch: int | None = None,
 ) -> FluxEngine:

@@ -17,14 +17,19 @@ LARGEST_DECODE_BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How many rows each stage takes at once; None: a rule of the picture's size alone.
+    """How many rows each stage takes at once; None: a rule of the picture's size alone, for texts
+    a number.
 
     These belong to the recipe: another batch shape is another kernel, and so other last bits.
     """
 
-    text: int = TEXT_BATCH
+    text: int | None = None
     micro: int | None = None
     decode: int | None = None
+
+    @property
+    def text_batch(self) -> int:
+        return self.text or TEXT_BATCH
 
     def micro_batch(self, tokens: int) -> int:
         return self.micro or min(LARGEST_MICRO_BATCH, max(1, TOKENS_A_MICRO_BATCH // tokens))

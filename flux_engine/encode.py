@@ -60,13 +60,16 @@ class TextModels:
 
 
 class TextEncoder:
-    """Distinct prompts into embeddings, in batches of one shape; the latest ones are kept."""
+    """Distinct prompts into embeddings, in batches of one shape; the latest ones are kept.
+
+    `batch` says how many prompts of so many T5 tokens are encoded at once.
+    """
 
     def __init__(
         self,
         models: TextModels,
         device: torch.device,
-        batch: int,
+        batch: Callable[[int], int],
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.models = models
@@ -91,8 +94,9 @@ class TextEncoder:
         new = [key for key in distinct if key not in out]
         for length in dict.fromkeys(length for _, length in new):
             prompts = [prompt for prompt, n in new if n == length]
-            with self.loop("t5", -(-len(prompts) // self.batch)):
-                for real, filled in fixed_batches(prompts, self.batch):
+            size = self.batch(length)
+            with self.loop("t5", -(-len(prompts) // size)):
+                for real, filled in fixed_batches(prompts, size):
                     texts = self._encode(filled, length)[: len(real)]
                     out.update(zip([(p, length) for p in real], texts, strict=True))
                     self.encoded += len(real)

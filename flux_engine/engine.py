@@ -67,19 +67,19 @@ class FluxEngine:
         self.fingerprints: dict[str, dict[str, str]] = {}  # the same, by model
         self.deviation = Deviation()
         self.timestep_shift = timestep_shift
-        self.text = TextEncoder(text, device, batching.text)
         self.pictures = PictureCoder(vae, device, dtype)
         self.loras = Loras(Models(dit, text.clip, text.t5), device, dtype, lora_bytes)
         self.models = {"dit": dit, "vae": vae, "clip": text.clip, "t5": text.t5}
         self.residency = Residency(self.models)
         self.planning = Planning(batching, cell=self.cell, heads=heads_of(dit))
+        self.text = TextEncoder(text, device, self.planning.text_batch)
         self.darkroom = Darkroom(self.pictures, self.residency, self.planning)
 
     def hold(self, residency: Residency, planning: Planning) -> None:
         """Hold the weights so from now on."""
         self.residency.leave()
         self.residency, self.planning = residency, planning
-        self.text.loop = residency.loop
+        self.text.loop, self.text.batch = residency.loop, planning.text_batch
         self.darkroom = Darkroom(self.pictures, residency, planning)
 
     @property

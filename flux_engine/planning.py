@@ -71,11 +71,23 @@ class Planning:
         if self.machine is None or self.weights is None or self.sizes is None:
             return EVERYWHERE
         passing = "t5" in self.passing
-        stage = text_stage(
-            self.machine, self.weights, self.sizes, length, self.batching.text, passing=passing
+        batch = self.text_batch(length)
+        stage, _ = text_stage(
+            self.machine, self.weights, self.sizes, length, batch, passing=passing
         )
         self._check_that_all_stay("t5", stage)
         return stage
+
+    def text_batch(self, length: int) -> int:
+        """Prompts of so many T5 tokens that the encoders take at once."""
+        if self.batching.text:
+            return self.batching.text
+        chosen, passing = self.batching.text_batch, "t5" in self.passing
+        if self.machine is not None and self.weights and self.sizes:
+            chosen = text_stage(
+                self.machine, self.weights, self.sizes, length, None, passing=passing
+            )[1]
+        return self.keep(f"text_batch {length} tokens", chosen)
 
     def _check_that_all_stay(self, model: str, stage: Stage) -> None:
         """SettingError if weights that are to be at home on the card do not fit on it."""

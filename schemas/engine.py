@@ -58,10 +58,9 @@ class ModelEntry(Schema):
 class EngineConfig(Schema):
     """`model`: a bundled name, a folder laid out as the FLUX.1-dev repository, or a list of files.
 
-    The three batch sizes are the fixed shapes of the stages; they belong to the recipe. None for
-    `micro_batch` and `decode_batch` lets the first worker of an output choose. `lora_gib` bounds
-    the LoRAs that are kept in memory. What `approximate` names changes pictures: it is off unless
-    asked for, and every record says it.
+    The three batch sizes are the fixed shapes of the stages; they belong to the recipe. None lets
+    the first worker of an output choose. `lora_gib` bounds the LoRAs that are kept in memory. What
+    `approximate` names changes pictures: it is off unless asked for, and every record says it.
     """
 
     model: str | tuple[ModelEntry, ...] = "flux-shapes"
@@ -72,7 +71,7 @@ class EngineConfig(Schema):
     axes_dim: tuple[int, ...] | None = None
     vram_limit: float | None = None
     lora_gib: Annotated[float, Field(gt=0.0)] = 4.0
-    text_batch: BatchSize = 8
+    text_batch: BatchSize | None = None
     micro_batch: BatchSize | None = None
     decode_batch: BatchSize | None = None
     approximate: tuple[Approximate, ...] = ()

@@ -109,6 +109,13 @@ def widening_bytes(sizes: Sizes) -> int:
     return sizes.width * (3 * sizes.width + sizes.inner) * sizes.itemsize
 
 
+def text_seconds(machine: Machine, sizes: Sizes, tokens: int) -> float:
+    """Of one prompt in one block of T5 that is there."""
+    width, inner = sizes.text_width, sizes.text_inner
+    products = 2.0 * tokens * width * (4 * width + 3 * inner)
+    return products / machine.matmul + 4.0 * tokens**2 * width / machine.attention
+
+
 def text_bytes(tokens: int, sizes: Sizes, batch: int) -> int:
     wide = tokens * (4 * sizes.text_inner + 8 * sizes.text_width) * sizes.itemsize
     scores = 3 * sizes.text_heads * tokens**2 * 4

@@ -6,6 +6,7 @@ The micro-batch is the one that makes a picture in the least time, as far as ari
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from flux_engine.batching import TEXT_BATCH
 from flux_engine.errors import SettingError
 from flux_engine.vram.estimates import (
     GIB,
@@ -19,12 +20,23 @@ from flux_engine.vram.estimates import (
     lora_bytes,
     of_kind,
     text_bytes,
+    text_seconds,
     total,
     working_bytes,
 )
-from flux_engine.vram.seating import BATCHES, SLOTS, Seating, best, kept, seatings
+from flux_engine.vram.seating import (
+    BATCHES,
+    SLOTS,
+    WORTH,
+    Seating,
+    best,
+    kept,
+    seatings,
+    step_seconds,
+)
 
 DECODED_TOGETHER = 2**20  # pixels
+TEXT_BATCHES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +64,7 @@ class Plan:
 
     machine: Machine
     work: Work
+    text_batch: int
     micro_batch: int
     decode_batch: int
     text: Stage
@@ -76,7 +89,8 @@ class Plan:
             f"decode {gib['decode'] if self.decode else 'only in tiles'}",
             f"  transformer: {kept['dit']} units stay, {self.copied / 1e9:.1f} GB copied a step "
             f"through {self.denoise.slots} slots",
-            f"  micro-batch {self.micro_batch}, decode batch {self.decode_batch}",
+            f"  text batch {self.text_batch}, micro-batch {self.micro_batch}, "
+            f"decode batch {self.decode_batch}",
             f"  {self.seconds:.3g} s a picture predicted; limited by {self.limits}",
         ]
 
@@ -87,7 +101,7 @@ def plan(
     work: Work,
     sizes: Sizes,
     *,
-    text_batch: int,
+    text_batch: int | None = None,
     micro_batch: int | None = None,
     decode_batch: int | None = None,
     least: int = 1,
@@ -109,7 +123,7 @@ def plan(
         raise SettingError(_refused(machine, weights, work, sizes, micro_batch or 1))
     chosen = best(found)
     decode, pictures = _decoding(machine, weights, work, sizes, decode_batch)
-    text = text_stage(
+    text, prompts = text_stage(
         machine, weights, sizes, work.text_tokens, text_batch, passing="t5" in passing
     )
     both = chosen.nbytes - chosen.working + total(weights, "vae")
@@ -125,6 +139,7 @@ def plan(
     return Plan(
         machine=machine,
         work=work,
+        text_batch=prompts,
         micro_batch=chosen.batch,
         decode_batch=pictures,
         text=text,
@@ -177,28 +192,70 @@ def text_stage(
     weights: Weights,
     sizes: Sizes,
     tokens: int,
-    batch: int,
+    batch: int | None,
     *,
     passing: bool = False,
-) -> Stage:
-    """CLIP whole, T5 as far as there is room; SettingError with the numbers if there is none."""
+) -> tuple[Stage, int]:
+    """CLIP whole, T5 as far as there is room, and how many prompts at once; SettingError with the
+    numbers if there is no room.
+
+    As many fill a card as the rule says; more where T5 passes through and a prompt would wait for
+    the link, fewer where memory is short.
+    """
+    found = {
+        n: stage
+        for n in ([batch] if batch else TEXT_BATCHES)
+        if (stage := _reading(machine, weights, sizes, tokens, n, passing))
+    }
+    if not found:
+        raise SettingError(_unread(machine, weights, sizes, tokens, batch))
+    enough = [n for n in found if n >= TEXT_BATCH] or [max(found)]
+    block = text_seconds(machine, sizes, tokens)
+    seconds = {n: _pass_seconds(machine, weights, found[n], n * block) / n for n in enough}
+    fastest = min(seconds.values())
+    chosen = min(n for n in enough if seconds[n] * WORTH <= fastest)
+    return found[chosen], chosen
+
+
+def _reading(
+    machine: Machine, weights: Weights, sizes: Sizes, tokens: int, batch: int, passing: bool
+) -> Stage | None:
+    """With so many prompts at once; None if that does not fit."""
     working = text_bytes(tokens, sizes, batch)
-    clip, t5 = total(weights, "clip"), of_kind(weights, "t5", "block")
-    rest = sum(of_kind(weights, "t5", "rest").values())
-    room = machine.memory - working - clip - rest
+    t5 = of_kind(weights, "t5", "block")
     clip_blocks = frozenset(of_kind(weights, "clip", "block"))
+    room = machine.memory - working - _text_rest(weights)
     if sum(t5.values()) <= room and not passing:
         return Stage(resident={"clip": clip_blocks, "t5": frozenset(t5)}, working=working)
-    slot = max(t5.values())
-    if room < 2 * slot:
-        raise SettingError(
-            f"encoding {batch} prompts of {tokens} tokens needs {working / GIB:.1f} GiB, its "
-            f"smallest part of the weights {(clip + rest + 2 * slot) / GIB:.1f} GiB, and "
-            f"{machine.memory / GIB:.1f} GiB may be used on {machine.name}; engine.text_batch "
-            "makes it less"
-        )
-    stays = frozenset() if passing else kept(t5, room - 2 * slot)
+    slots = 2 * max(t5.values())
+    if room < slots:
+        return None
+    stays = frozenset() if passing else kept(t5, room - slots)
     return Stage(resident={"clip": clip_blocks, "t5": stays}, slots=2, working=working)
+
+
+def _text_rest(weights: Weights) -> int:
+    """Bytes of the text encoders that are there whatever passes through."""
+    return total(weights, "clip") + sum(of_kind(weights, "t5", "rest").values())
+
+
+def _pass_seconds(machine: Machine, weights: Weights, stage: Stage, block: float) -> float:
+    """Of T5 over one batch, whose blocks compute for so long each."""
+    t5 = of_kind(weights, "t5", "block")
+    copies = [0 if name in stage.resident["t5"] else nbytes for name, nbytes in t5.items()]
+    return step_seconds(copies, [block] * len(copies), stage.slots, machine.link)
+
+
+def _unread(
+    machine: Machine, weights: Weights, sizes: Sizes, tokens: int, batch: int | None
+) -> str:
+    least = _text_rest(weights) + 2 * max(of_kind(weights, "t5", "block").values())
+    return (
+        f"encoding {batch or 1} prompts of {tokens} tokens needs "
+        f"{text_bytes(tokens, sizes, batch or 1) / GIB:.1f} GiB, its smallest part of the weights "
+        f"{least / GIB:.1f} GiB, and {machine.memory / GIB:.1f} GiB may be used on {machine.name}"
+        + ("; a smaller engine.text_batch makes it less" if batch and batch > 1 else "")
+    )
 
 
 def decode_stage(

@@ -65,7 +65,7 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_batch_sizes_reach_their_stages() -> None:
     engine = load_engine(**ON_CPU, text_batch=3, micro_batch=5, decode_batch=7)
-    assert engine.text.batch == 3
+    assert engine.text.batch(512) == 3
     assert engine.batching.micro_batch(16) == 5
     assert engine.batching.decode_batch(64, 64) == 7
 

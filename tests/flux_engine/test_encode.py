@@ -9,7 +9,7 @@ from tests.flux_engine.asking import noise, picture
 
 def encoder(shapes_engine: ShapesEngine, batch: int = 2, **options: int) -> TextEncoder:
     """One that has encoded nothing yet."""
-    return TextEncoder(shapes_engine().text.models, torch.device("cpu"), batch, **options)
+    return TextEncoder(shapes_engine().text.models, torch.device("cpu"), lambda _: batch, **options)
 
 
 def same(one: Text, other: Text) -> bool:

@@ -69,7 +69,7 @@ def test_one_picture_costs_one_row(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records == []  # weights are stored as asked
     (made,) = pipe.engine.generate([asked()])
     assert made.micro_batch == 1
-    assert pipe.engine.batching.decode_batch(64, 64) == pipe.engine.text.batch == 1
+    assert pipe.engine.batching.decode_batch(64, 64) == pipe.engine.text.batch(512) == 1
 
 
 def test_weights_in_eight_bits_are_approximate_and_say_so() -> None:

@@ -29,6 +29,7 @@ def test_without_a_card_batches_follow_a_rule_and_nothing_is_placed() -> None:
     assert plain.micro_batch(bucket()) == 4
     assert plain.decode_batch(512, 512, None) == 4
     assert plain.together(bucket())
+    assert plain.text_batch(512) == 8
     for stage in (plain.text(512), plain.denoise(bucket()), plain.decode(64, 64, None)):
         assert (dict(stage.resident), stage.slots) == ({}, 0)
     with pytest.raises(SettingError, match="no card"):
@@ -122,3 +123,12 @@ def test_rows_that_wear_loras_have_a_shape_of_their_own() -> None:
     plans.micro_batch(worn(3))
     plans.micro_batch(bucket())
     assert names == ["micro_batch 1024x1024 text 512 beside abc", "micro_batch 1024x1024 text 512"]
+
+
+def test_the_text_batch_is_chosen_once_for_an_output() -> None:
+    plans = planning(139)
+    assert plans.text_batch(512) == 8
+    plans.keep = lambda name, value: 3 if (name, value) == ("text_batch 512 tokens", 8) else value
+    assert plans.text_batch(512) == 3
+    assert plans.text(512).working < planning(139).text(512).working
+    assert planning(139, Batching(text=5)).text_batch(512) == 5

@@ -232,7 +232,11 @@ def test_approximate_pictures_say_so_and_their_worker_tells_how_far_they_are_off
     table = pq.read_table(next((tmp_path / "out" / "data").glob("*.parquet")))
     assert set(table["approximate"].to_pylist()) == {"fp8"}
     chosen = sorted(path.name for path in (tmp_path / "out" / "_run" / "shapes").iterdir())
-    assert chosen == ["decode_batch-64x64.json", "micro_batch-64x64-text-16.json"]
+    assert chosen == [
+        "decode_batch-64x64.json",
+        "micro_batch-64x64-text-16.json",
+        "text_batch-16-tokens.json",
+    ]
     assert set(table["micro_batch"].to_pylist()) == {16}
     chosen_file = tmp_path / "out" / "_run" / "shapes" / chosen[1]
     # as another card chose

@@ -62,7 +62,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(
         SettingError,
         match=r"encoding 8 prompts of 512 tokens needs .* 2\.0 GiB may"
-        r" be used on H200; engine\.text_batch",
+        r" be used on H200; a smaller engine\.text_batch",
     ):
         text_stage(card("H200", 2), weights, sizes, 512, 8)
     with pytest.raises(SettingError, match=r"1 of 2048×2048 pixels .* sampling\.tiled takes tiles"):
@@ -78,8 +78,8 @@ def test_a_picture_too_large_to_be_decoded_whole_is_planned_for_tiles() -> None:
 
 def test_t5_stays_as_far_as_there_is_room() -> None:
     weights, sizes = flux_dev()
-    whole = text_stage(card("H200", 24), weights, sizes, 512, 8)
-    part = text_stage(card("H200", 8), weights, sizes, 512, 8)
+    whole, _ = text_stage(card("H200", 24), weights, sizes, 512, 8)
+    part, _ = text_stage(card("H200", 8), weights, sizes, 512, 8)
     assert (len(whole.resident["t5"]), whole.slots) == (24, 0)
     assert 0 < len(part.resident["t5"]) < 24
     assert part.slots == 2
@@ -104,3 +104,22 @@ def test_the_plan_is_told_in_words() -> None:
     ):
         assert told in text
     assert Stage(resident={"dit": frozenset(), "vae": frozenset()}).models == ("dit", "vae")
+
+
+def test_more_prompts_are_encoded_at_once_where_t5_passes_through_and_fewer_where_it_is_tight() -> (
+    None
+):
+    weights, sizes = flux_dev()
+
+    def chosen(gib: float, *, passing: bool = False) -> int:
+        stage, batch = text_stage(card("H200", gib), weights, sizes, 512, None, passing=passing)
+        assert stage_bytes(weights, stage) <= gib * GIB
+        return batch
+
+    assert chosen(139) == 8
+    assert chosen(139, passing=True) == 32
+    assert chosen(8) > 8
+    assert chosen(2.5) < 8
+    assert planned("H200", 139, square(1024)).text_batch == 8
+    with pytest.raises(SettingError, match=r"encoding 1 prompts of 512 .* used on H200$"):
+        text_stage(card("H200", 1.5), weights, sizes, 512, None)
