@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,7 @@ from schemas.targets import METADATA
 TEXT = "text"
 SUFFIX = ".arrow"
 NAMES = ("t5", "clip")
+OPEN = 256  # files at a time: a large dataset has more than a process may open
 
 
 class TextError(Exception):
@@ -70,21 +72,24 @@ def write_texts(file: BinaryIO, texts: Iterable[Told], identity: Mapping[str, An
             writer.write_batch(pa.RecordBatch.from_pylist([row], schema))
 
 
+def opened(path: Path) -> pa.ipc.RecordBatchFileReader:
+    return pa.ipc.open_file(pa.memory_map(str(path)))
+
+
 class TextTable:
     """Texts by caption id, from all files of a folder; of a caption that stands in several files
     (two runs met) any one will do."""
 
     def __init__(self, folder: Path) -> None:
-        self._files: list[pa.ipc.RecordBatchFileReader] = []
-        self._places: dict[bytes, tuple[int, int]] = {}
+        self._open = lru_cache(OPEN)(opened)
+        self._places: dict[bytes, tuple[Path, int]] = {}
         self.identities: list[tuple[Path, dict[str, Any]]] = []
         for path in sorted(folder.glob(f"*{SUFFIX}")):
-            opened = pa.ipc.open_file(pa.memory_map(str(path)))
-            self.identities.append((path, json.loads(opened.schema.metadata[METADATA.encode()])))
-            for place in range(opened.num_record_batches):
-                key = opened.get_batch(place).column("caption_id")[0].as_py()
-                self._places.setdefault(key, (len(self._files), place))
-            self._files.append(opened)
+            file = opened(path)
+            self.identities.append((path, json.loads(file.schema.metadata[METADATA.encode()])))
+            for place in range(file.num_record_batches):
+                key = file.get_batch(place).column("caption_id")[0].as_py()
+                self._places.setdefault(key, (path, place))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -100,7 +105,7 @@ class TextTable:
         place = self._places.get(bytes.fromhex(caption_id))
         if place is None:
             raise TextError(f"caption {caption_id}: has no text in this table")
-        batch = self._files[place[0]].get_batch(place[1])
+        batch = self._open(place[0]).get_batch(place[1])
         tensors = {}
         for name in NAMES:
             data, shape, dtype = (batch.column(column)[0] for column in triple(name))

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,16 @@ def test_an_id_is_of_all_that_decides_a_text() -> None:
         caption_id("owl", 20, {"t5": "a"}, "lora"),
     }
     assert len(ids) == 5
+
+
+def test_no_more_files_are_open_than_a_process_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batch.targets.text.OPEN", 4)
+    for n in range(20):
+        with (tmp_path / f"{n:02}.arrow").open("wb") as file:
+            write_texts(file, [told(str(n), n)], IDENTITY)
+    before = len(os.listdir("/proc/self/fd"))
+    table = TextTable(tmp_path)
+    assert [table[name].caption for name in table.ids()] == [str(n) for n in range(20)]
+    assert len(os.listdir("/proc/self/fd")) - before <= 4
