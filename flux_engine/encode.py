@@ -4,9 +4,9 @@ Shape letters: B batch, T text tokens, W text width, P pooled width, H and W hei
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -17,6 +17,7 @@ from flux_engine.batching import fixed_batches
 from flux_engine.models.text import clip_pooled, t5_states, tokenise
 from flux_engine.models.vae import AutoEncoder
 from flux_engine.sampling.tiling import Tiling, tiled
+from flux_engine.shortage import attempt
 
 CACHE_BYTES = 512 * 2**20
 
@@ -33,12 +34,14 @@ def no_loop(model: str, passes: float) -> AbstractContextManager[None]:  # noqa:
 class Text:
     """One prompt, encoded, on the host: T5's states (T, W) and CLIP's pooled vector (P,).
 
-    `dropped` counts the T5 tokens that did not fit.
+    `dropped` counts the T5 tokens that did not fit. `halved` is how many prompts it was encoded
+    among if memory was short of the chosen number, else 0.
     """
 
     states_TW: Tensor
     pooled_P: Tensor
     dropped: int
+    halved: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -75,6 +78,7 @@ class TextEncoder:
         self.models = models
         self.device, self.batch = device, batch
         self.loop: Loop = no_loop
+        self.halves = True  # where memory is short; else that raises
         self.encoded = 0  # prompts that went through the encoders
         self._cache: OrderedDict[tuple[str, int, str], Text] = OrderedDict()
         self._cache_bytes = cache_bytes
@@ -94,14 +98,33 @@ class TextEncoder:
         new = [key for key in distinct if key not in out]
         for length in dict.fromkeys(length for _, length in new):
             prompts = [prompt for prompt, n in new if n == length]
-            size = self.batch(length)
-            with self.loop("t5", -(-len(prompts) // size)):
-                for real, filled in fixed_batches(prompts, size):
-                    texts = self._encode(filled, length)[: len(real)]
-                    out.update(zip([(p, length) for p in real], texts, strict=True))
-                    self.encoded += len(real)
+            out.update(((prompt, length), text) for prompt, text in self._texts(prompts, length))
         self._keep({kept[key]: text for key, text in out.items()})
         return out
+
+    def _texts(self, prompts: Sequence[str], length: int) -> Iterator[tuple[str, Text]]:
+        """Prompts with their texts; from where memory runs out, in batches of half the size."""
+        chosen = size = self.batch(length)
+        while prompts:
+            done = 0
+            with self.loop("t5", -(-len(prompts) // size)):
+                for real, filled in fixed_batches(prompts, size):
+                    texts = self._attempted(filled, length)
+                    if texts is None:
+                        break
+                    halved = size if size < chosen else 0
+                    yield from (
+                        (p, replace(t, halved=halved)) for p, t in zip(real, texts, strict=False)
+                    )
+                    self.encoded += len(real)
+                    done += len(real)
+            prompts = prompts[done:]
+            size = size // 2 if prompts else size
+
+    def _attempted(self, filled: list[str], length: int) -> list[Text] | None:
+        if not self.halves:
+            return self._encode(filled, length)
+        return attempt("text", len(filled), lambda: self._encode(filled, length))
 
     @torch.inference_mode()
     def _encode(self, prompts: list[str], length: int) -> list[Text]:

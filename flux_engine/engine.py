@@ -26,7 +26,7 @@ from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
 from flux_engine.planning import Planning, heads_of
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Trace, Watch
-from flux_engine.rows import Denoised, Latents, Prepared, prompts_of, stacked
+from flux_engine.rows import Coded, Denoised, Latents, Prepared, prompts_of, stacked
 from flux_engine.sampling.denoise import Conditions, Progress, denoise, plain
 from flux_engine.sampling.kernels import Attention, attention
 from flux_engine.sampling.schedule import shift_of, sigmas
@@ -80,7 +80,12 @@ class FluxEngine:
         self.residency.leave()
         self.residency, self.planning = residency, planning
         self.text.loop, self.text.batch = residency.loop, planning.text_batch
-        self.darkroom = Darkroom(self.pictures, residency, planning)
+        self.darkroom = Darkroom(self.pictures, residency, planning, halves=self.darkroom.halves)
+
+    def keep_shapes(self) -> None:
+        """From now on texts and pictures are coded in the chosen numbers at once, or memory that
+        runs out raises: for whoever could not tell of less."""
+        self.text.halves = self.darkroom.halves = False
 
     @property
     def cell(self) -> int:
@@ -218,7 +223,8 @@ class FluxEngine:
         watch: Watch = ONLOOKER,
     ) -> Iterator[tuple[int, Tensor]]:
         """Latents of pictures (3, H, W) in −1…1, as `PictureCoder.encode` answers, by number."""
-        yield from self.darkroom.encode(pictures, tiling, moments=moments, watch=watch)
+        made = self.darkroom.encode(pictures, tiling, moments=moments, watch=watch)
+        yield from ((i, coded.values) for i, coded in made)
 
     def encode_texts(
         self,
@@ -290,8 +296,9 @@ class FluxEngine:
         starts = []
         for i in members:
             noise = start_noise(rows.requests[i].seed, shape, rows.requests[i].rand_device)
-            clean = rows.pictures.get(i)
-            starts.append(noise if clean is None else (1 - levels[0]) * clean + levels[0] * noise)
+            given = rows.pictures.get(i)
+            clean = 0.0 if given is None else (1 - levels[0]) * given.values
+            starts.append(noise if given is None else clean + levels[0] * noise)
         steps = levels.tolist()
         ends = bounds(len(steps) - 1, bucket.segments or None)
         recorder = Recorder(steps, ends)
@@ -364,10 +371,11 @@ class FluxEngine:
     ) -> Iterator[tuple[int, Outcome]]:
         """Pictures of these latents, which are used up; or of those that fill a batch."""
         made = self.darkroom.decode(latents, rows.requests, watch, only_full=only_full)
-        for i, pixels, one in made:
-            yield i, self._outcome(rows, i, pixels, one)
+        for i, coded, one in made:
+            yield i, self._outcome(rows, i, coded, one)
 
-    def _outcome(self, rows: Prepared, i: int, pixels: Tensor | None, made: Denoised) -> Outcome:
+    def _outcome(self, rows: Prepared, i: int, coded: Coded | None, made: Denoised) -> Outcome:
+        pixels = coded.values if coded else None
         if pixels is not None and not torch.isfinite(pixels).all():
             return NumbersBroke("the pixels came out as NaN or infinity")
         request = rows.requests[i]
@@ -380,4 +388,5 @@ class FluxEngine:
             trace=made.trace,
             loras=tuple(self.loras.shelf.take(use).digest for use in request.loras),
             approximate=str(self.approximation),
+            halved=rows.halved(i, coded),
         )

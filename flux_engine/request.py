@@ -117,7 +117,8 @@ class Generation:
 
     `micro_batch` is the number of rows it was denoised among, `tokens_dropped` how many T5 tokens
     of the prompt did not fit into `t5_sequence_length`, `loras` the SHA-256 of each LoRA's file,
-    `approximate` in what it differs from the exact picture on purpose.
+    `approximate` in what it differs from the exact picture on purpose, `halved` the stages besides
+    that took fewer rows at once than was chosen, because memory was short ("text 4, decode 1").
     """
 
     pixels: Tensor | None
@@ -126,6 +127,7 @@ class Generation:
     micro_batch: int
     tokens_dropped: int
     approximate: str = ""
+    halved: str = ""
     loras: tuple[str, ...] = ()
     trace: Trace | None = None
 

@@ -14,6 +14,15 @@ from flux_engine.sampling.tiling import Tiling
 
 
 @dataclass(frozen=True)
+class Coded:
+    """Latents or pixels that the autoencoder made; `halved` is how many at once, if memory was
+    short of the chosen number, else 0."""
+
+    values: Tensor
+    halved: int = 0
+
+
+@dataclass(frozen=True)
 class Denoised:
     """One row's latents (Z, H/8, W/8) on the host, the micro-batch it was in, and its path."""
 
@@ -33,12 +42,21 @@ class Prepared:
     requests: dict[int, GenerationRequest]
     outfits: dict[int, Outfit]
     texts: dict[str, dict[TextKey, Text]]
-    pictures: dict[int, Tensor]
+    pictures: dict[int, Coded]
 
     def texts_of(self, i: int) -> list[Text]:
         """Of the prompt, and with guidance of the negative one."""
         texts = self.texts[self.outfits[i].text_key]
         return [texts[key] for key in prompts_of(self.requests[i])]
+
+    def halved(self, i: int, decoded: Coded | None) -> str:
+        """The stages that took fewer than the chosen number at once, and how many."""
+        told = {
+            "text": min((n for text in self.texts_of(i) if (n := text.halved)), default=0),
+            "encode": self.pictures[i].halved if i in self.pictures else 0,
+            "decode": decoded.halved if decoded else 0,
+        }
+        return ", ".join(f"{stage} {n}" for stage, n in told.items() if n)
 
     def micro_batches(
         self, bucket: Bucket, members: Sequence[int], size: int, most: int

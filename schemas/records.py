@@ -32,6 +32,7 @@ class ImageRecord(Schema):
     micro_batch: int
     tokens_dropped: int
     approximate: str = ""
+    halved: str = ""  # stages that had less memory than was planned, with their batch: other bits
     input_image_path: str | None = None
     input_image_sha256: str | None = None  # of the file, as it was read
 

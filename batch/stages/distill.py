@@ -66,6 +66,7 @@ class DistillStage(GenerateStage):
     def setup(self) -> None:
         super().setup()
         self.model = cast("FluxEngine", self.engine)
+        self.model.keep_shapes()  # a target's record has no place for another one
         target, taps = self.job.target, None
         if isinstance(target, FeatureTarget):
             taps = Taps(names=target.taps, width=target.width, seed=target.seed)

@@ -223,6 +223,7 @@ class GenerateStage:
                 for entry, digest in zip(asked.sampling.loras, made.loras, strict=True)
             ),
             "approximate": made.approximate,
+            "halved": made.halved,
         }
         assert isinstance(self.job, GenerateJob)
         return ImageRecord(

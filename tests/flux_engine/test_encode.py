@@ -1,6 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
+from flux_engine import encode as encode_module
 from flux_engine.encode import PictureCoder, Text, TextEncoder, layout_for
 from flux_engine.sampling.tiling import Tiling
 from tests.conftest import ShapesEngine
@@ -102,3 +106,27 @@ def test_latents_of_any_type_are_decoded(shapes_engine: ShapesEngine) -> None:
 def test_pictures_are_laid_out_as_the_devices_convolutions_want_them() -> None:
     assert layout_for(torch.device("cuda")) == torch.channels_last
     assert layout_for(torch.device("cpu")) == torch.contiguous_format  # see there
+
+
+def test_texts_that_memory_is_too_short_for_are_encoded_in_smaller_batches_and_say_so(
+    shapes_engine: ShapesEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [(p, 20) for p in ("an owl", "a red star", "fox", "hen", "")]
+    expected = encoder(shapes_engine, batch=2)(prompts)
+    encode = encoder(shapes_engine, batch=8)
+    t5_states = encode_module.t5_states
+
+    def crowded(t5: Any, ids_BT: Tensor) -> Tensor:
+        if len(ids_BT) > 3:
+            raise torch.OutOfMemoryError("no room on the card")
+        return t5_states(t5, ids_BT)
+
+    monkeypatch.setattr(encode_module, "t5_states", crowded)
+    made = encode(prompts)
+    assert all(same(made[key], expected[key]) for key in prompts)
+    assert {text.halved for text in made.values()} == {2}
+    assert encode.encoded == 5
+    assert encode(prompts[:1])[prompts[0]].halved == 2  # kept, and still told
+    encode.halves = False
+    with pytest.raises(torch.OutOfMemoryError):
+        encode([("cat", 20)])

@@ -6,7 +6,7 @@ import torch
 from flux_engine.adapters.lora import BARE
 from flux_engine.batching import Bucket, Worn
 from flux_engine.encode import Text
-from flux_engine.rows import Denoised, Prepared, by_picture, prompts_of, stacked
+from flux_engine.rows import Coded, Denoised, Prepared, by_picture, prompts_of, stacked
 from flux_engine.sampling.tiling import Tiling
 from tests.flux_engine.asking import asked
 
@@ -47,3 +47,10 @@ def test_micro_batches_have_so_many_outfits_where_these_stand_beside_the_weights
         ([0, 1], [0, 1, 1, 1]),
         ([2], [2, 2, 2, 2]),
     ]
+
+
+def test_a_row_tells_in_which_stages_memory_was_short() -> None:
+    texts = {("owl", 20): Text(torch.zeros(1, 1), torch.zeros(1), 0, halved=4)}
+    rows = Prepared({0: asked("owl")}, {0: BARE}, {"": texts}, {0: Coded(torch.zeros(1), 2)})
+    assert rows.halved(0, Coded(torch.zeros(1), 1)) == "text 4, encode 2, decode 1"
+    assert rows.halved(0, None) == "text 4, encode 2"
