@@ -134,12 +134,12 @@ def check_rows(
     if asked:
         bound = bound_of(dataset)
         passed = median(asked) <= bound
-        facts = {**spread(asked), "bound of the median": bound}
-        found.append(Finding("asked again as they were made", passed, facts))
+        told = {**spread(asked), "bound of the median": bound}
+        found.append(Finding("asked again as they were made", passed, told))
     return count, found
 
 
-def repeated(names: bytes) -> list[str]:
+def repeated(names: bytes | bytearray) -> list[str]:
     """Which of these sample ids, 16 bytes each, come more than once."""
     ids = np.sort(np.frombuffer(names, np.dtype([("high", ">u8"), ("low", ">u8")])))
     return [name.tobytes().hex() for name in np.unique(ids[1:][ids[1:] == ids[:-1]])]
