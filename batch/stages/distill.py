@@ -161,6 +161,11 @@ class DistillStage(GenerateStage):
             for one, outcome in self._outcomes(asked, listener):
                 yield one, self._way(one, outcome) if isinstance(outcome, Generation) else outcome
             return
+        yield from self._alone_if_need_be(asked, lambda some: self._of_pictures(some, listener))
+
+    def _of_pictures(
+        self, asked: list[Asked], listener: Listener
+    ) -> Iterator[tuple[Asked, Found | RequestError]]:
         latents = self._latents(asked, listener)
         if isinstance(self.job.target, CacheTarget):
             name = "moments" if self.job.target.moments else "latent"

@@ -2,11 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 import pyarrow as pa
 import torch
@@ -32,6 +32,8 @@ from schemas.records import ImageRecord, Record
 from schemas.sampling import Sampling
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M")  # what is made of a row
 
 CHUNK = 128  # pictures that go through the engine together
 CHUNK_BYTES = 256 * 2**20  # of pictures that they start from; with CHUNK, bounds what is held
@@ -153,33 +155,45 @@ class GenerateStage:
                 yield one.wish, done(rejected(one.wish, file, name, str(outcome)))
 
     def _outcomes(self, asked: list[Asked], listener: Listener) -> Iterator[tuple[Asked, Outcome]]:
+        def ask(some: list[Asked]) -> Iterator[tuple[Asked, Outcome]]:
+            requests = [one.request for one in some]
+            for i, outcome in self.engine.each(requests, watch=Listening(some, listener)):
+                yield some[i], outcome
+
+        return self._alone_if_need_be(asked, ask)
+
+    def _alone_if_need_be(
+        self, asked: list[Asked], ask: Callable[[list[Asked]], Iterator[tuple[Asked, M]]]
+    ) -> Iterator[tuple[Asked, M | RequestError]]:
         """All at once; if that raises, the unfinished ones one by one: the culprits fall alone.
 
         Batches have one fixed shape, so a row on its own comes out as it would among others.
         """
         finished: set[int] = set()
         try:
-            requests = [one.request for one in asked]
-            for i, outcome in self.engine.each(requests, watch=Listening(asked, listener)):
-                finished.add(i)
+            for one, outcome in ask(asked):
+                finished.add(id(one))
                 self.served = True
-                yield asked[i], outcome
+                yield one, outcome
         except (*MACHINE_FAULTS, SettingError):
             raise
         except Exception as error:  # noqa: BLE001  a row's fault until it is shown to be everyone's
-            alone = [one for i, one in enumerate(asked) if i not in finished]
+            alone = [one for one in asked if id(one) not in finished]
             logger.warning(
                 "rows are tried one by one", extra={"rows": len(alone), "why": repr(error)}
             )
-            yield from self._one_by_one(alone, error, listener)
+            yield from self._one_by_one(alone, error, ask)
 
     def _one_by_one(
-        self, asked: list[Asked], first: Exception, listener: Listener
-    ) -> Iterator[tuple[Asked, Outcome]]:
+        self,
+        asked: list[Asked],
+        first: Exception,
+        ask: Callable[[list[Asked]], Iterator[tuple[Asked, M]]],
+    ) -> Iterator[tuple[Asked, M | RequestError]]:
         faults: list[tuple[Asked, RowRaised]] = []
         for one in asked:
             try:
-                for _, outcome in self.engine.each([one.request], watch=Listening([one], listener)):
+                for _, outcome in ask([one]):
                     self.served = True
                     yield one, outcome
             except MACHINE_FAULTS:

@@ -19,6 +19,7 @@ from batch.targets.text import TextTable
 from batch.verify import verify
 from flux_engine.errors import NumbersBroke
 from flux_engine.sampling.trace import states
+from flux_engine.teacher import Teacher
 from jobs.work import resolved
 from schemas.jobs import DistillJob
 from schemas.records import TargetRecord
@@ -330,3 +331,23 @@ def test_a_row_that_cannot_be_asked_about_again_is_far_off(
     assert made["a"].check_rel is not None
     assert made["a"].check_rel < 1e-3
     assert made["b"].check_rel == float("inf")
+
+
+def test_a_picture_that_makes_the_teacher_raise_falls_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Teacher.each
+
+    def each(self: Teacher, queries: Any, *args: Any) -> Any:
+        if any(query.prompt == "a small yellow star" for query in queries):
+            raise ArithmeticError("nobody foresaw it")
+        return told(self, queries, *args)
+
+    monkeypatch.setattr(Teacher, "each", each)
+    (tmp_path / "m").mkdir()
+    manifest = columns(tmp_path / "m", "velocity")
+    del manifest["origin"]
+    _, reports = work(tmp_path, manifest, target={"kind": "velocity"}, check_share=0.0)
+    assert (sum(r.done for r in reports), sum(r.rejected for r in reports)) == (7, 1)
+    (row,) = pq.read_table(tmp_path / "out" / "rejected").to_pylist()
+    assert (row["key"], row["error"]) == ("row 4", "RowRaised")
