@@ -13,10 +13,11 @@ def identity_of(
     job: DistillJob, engine: FluxEngine, fingerprint: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Who answers: what a reader compares before it lets targets be used."""
-    loras = {
-        entry.name: {"scale": entry.scale, "sha256": fingerprint["weights"][f"LoRA {entry.name}"]}
-        for entry in job.sampling.loras
-    }
+    loras: dict[str, Any] = {}
+    for entry in job.sampling.loras:  # a file that is worn twice counts twice
+        same = sum(other.name == entry.name for other in job.sampling.loras[: len(loras)])
+        told = {"scale": entry.scale, "sha256": fingerprint["weights"][f"LoRA {entry.name}"]}
+        loras[f"{entry.name} ({same + 1})" if same else entry.name] = told
     dtype = job.engine.torch_dtype
     return {
         "version": VERSION,
