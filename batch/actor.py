@@ -32,7 +32,7 @@ from schemas.jobs import Job, row_of
 from schemas.records import Record
 
 LARGE = 32 * 2**20  # bytes of a shard file that leave a mark on a process
-UNWRITTEN = 16  # records of a shard that wait for the disk
+UNWRITTEN = 16  # finished records of a shard that wait for the disk
 Refused = dict[int, str]  # rows that are not to be tried, and why, as "Class: words"
 
 
@@ -135,7 +135,7 @@ class ShardWorker:
         parts.rest()
         try:
             for item in self.stage(wishes, shard.file.name, self.watch.over(shard.name)):
-                if not made.put(item):
+                if not made.put_when(item[1], item):
                     break
         except MachineFault as error:
             error.rows = self.watch.rows

@@ -3,7 +3,8 @@
 import threading
 from collections import deque
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -16,6 +17,7 @@ class Belt(Generic[T]):
         self._most = most
         self._changed = threading.Condition()
         self._closed = False
+        self._expected = 0
         self._left = False
 
     def put(self, thing: T) -> bool:
@@ -28,8 +30,25 @@ class Belt(Generic[T]):
             self._changed.notify_all()
             return True
 
+    def put_when(self, done: Future[Any], thing: T) -> bool:
+        """The same for a thing that is put on once its future is done: who waits for a place then
+        is the thread that has done it."""
+        if done.done():
+            return self.put(thing)
+        with self._changed:
+            self._expected += 1
+            left = self._left
+        done.add_done_callback(lambda _: self._arrive(thing))
+        return not left
+
+    def _arrive(self, thing: T) -> None:
+        self.put(thing)
+        with self._changed:
+            self._expected -= 1
+            self._changed.notify_all()
+
     def close(self) -> None:
-        """Nothing more will come."""
+        """Nothing more will come, but for what is waited for."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -41,10 +60,13 @@ class Belt(Generic[T]):
             self._things.clear()
             self._changed.notify_all()
 
+    def _goes_on(self) -> bool:
+        return len(self._things) > 0 or (self._closed and not self._expected)
+
     def __iter__(self) -> Iterator[T]:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or len(self._things) > 0)
+                self._changed.wait_for(self._goes_on)
                 if not self._things:
                     return
                 thing = self._things.popleft()

@@ -12,7 +12,7 @@ from torch import Tensor
 from batch.errors import PictureError
 from batch.roots import Roots
 from batch.web import shown
-from flux_engine.pictures import to_image, to_pixels
+from flux_engine.pictures import to_pixels
 from schemas.manifest import PictureRef
 
 LARGEST_PICTURE = 2**26  # pixels; 8192²
@@ -81,10 +81,9 @@ def decode(data: bytes, name: str, height: int, width: int) -> Tensor:
         raise PictureError(f"{name}: is not a readable picture: {what}") from None
 
 
-def to_bytes(pixels: Tensor, kind: str, quality: int) -> bytes:
+def to_bytes(image: Image.Image, kind: str, quality: int) -> bytes:
     """A picture file: png, webp (lossless) or jpeg with a quality."""
     out = io.BytesIO()
-    image = to_image(pixels)
     match kind:
         case "png":
             image.save(out, "PNG", compress_level=PNG_LEVEL)

@@ -18,12 +18,13 @@ from batch.media import to_bytes
 from batch.run import checked_plan, run
 from batch.stages.generate import Asked, GenerateStage
 from benchmarks.driver import asked, peak
+from flux_engine.pictures import to_image
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
 from schemas.jobs import GenerateJob
 from schemas.records import ImageRecord, Record
 
 MICRO_BATCH = 4
-DOT = to_bytes(torch.zeros(3, 1, 1), "png", 0)  # the page wants to open a picture
+DOT = to_bytes(to_image(torch.zeros(3, 1, 1)), "png", 0)  # the page wants to open a picture
 
 
 @dataclass(frozen=True)

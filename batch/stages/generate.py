@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 import pyarrow as pa
 import torch
+from PIL import Image
 
 from batch.encoders import Encoders
 from batch.errors import LoraError, MachineFault, PictureError
@@ -148,8 +149,9 @@ class GenerateStage:
     ) -> Iterator[tuple[Wish, Future[Record]]]:
         for one, outcome in self._outcomes(asked, listener):
             if isinstance(outcome, Generation):
-                size = outcome.picture.nbytes
-                yield one.wish, self.encoders.submit(size, partial(self._record, one, outcome))
+                made = replace(outcome, pixels=None, latents=outcome.latents.new_empty(0))
+                work = partial(self._record, one, made)
+                yield one.wish, self.encoders.submit(outcome.picture, work)
             else:
                 name = type(outcome).__name__
                 yield one.wish, done(rejected(one.wish, file, name, str(outcome)))
@@ -226,7 +228,7 @@ class GenerateStage:
         request = GenerationRequest(prompt=row.parsed.prompt, **values)
         return Asked(wish, request, sampling, origin)
 
-    def _record(self, asked: Asked, made: Generation) -> Record:
+    def _record(self, asked: Asked, made: Generation, picture: Image.Image) -> Record:
         used = asked.sampling.model_dump() | {
             "seed": asked.request.seed,
             "sigma_shift": made.sigma_shift,
@@ -244,7 +246,7 @@ class GenerateStage:
             key=asked.wish.row.key,
             sample=asked.wish.sample,
             prompt=asked.request.prompt,
-            image=to_bytes(made.picture, self.job.image_format, self.job.image_quality),
+            image=to_bytes(picture, self.job.image_format, self.job.image_quality),
             **used,
             **asked.origin,
         )

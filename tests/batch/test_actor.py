@@ -13,6 +13,7 @@ import pytest
 
 from batch import actor
 from batch.actor import ShardWorker
+from batch.encoders import Encoders
 from batch.errors import MachineFault, OutputError
 from batch.output import Output
 from batch.parts import Parts
@@ -20,9 +21,10 @@ from batch.report import ShardReport
 from batch.retry import retry_of
 from batch.run import checked_plan
 from batch.shards import Shard
+from batch.stages import generate
 from batch.wishes import Wish
 from flux_engine.request import GenerationRequest, Outcome
-from tests.batch.doubles import Painter, PainterStage, column, data_bytes, job, write_manifest
+from tests.batch.doubles import SIDE, Painter, PainterStage, column, data_bytes, job, write_manifest
 
 
 def worker_and_shards(
@@ -225,3 +227,22 @@ def test_memory_that_gives_out_names_the_rows_that_were_worked_on(tmp_path: Path
         worker(shards[0])
     assert caught.value.rows == (8, 9, 10, 11)
     assert pickle.loads(pickle.dumps(caught.value)).rows == (8, 9, 10, 11)  # as it travels
+
+
+def test_encoding_that_is_slower_than_the_card_does_not_hold_it_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painted = threading.Event()
+    encode = generate.to_bytes
+
+    def slow(*picture: Any) -> bytes:
+        assert painted.wait(60)  # nothing is encoded before the card is done with the whole shard
+        return encode(*picture)
+
+    prompts = [f"fox {i}" for i in range(3 * actor.UNWRITTEN)]
+    worker, (shard,) = worker_and_shards(tmp_path, prompts, rows_per_shard=len(prompts))
+    worker.stage.encoders = Encoders(2, waiting_bytes=5 * SIDE * SIDE * 3 * 4)  # type: ignore[attr-defined]
+    monkeypatch.setattr(generate, "to_bytes", slow)
+    monkeypatch.setattr(worker.watch, "idle", lambda _: painted.set())
+    assert worker(shard).done == len(prompts)
+    assert column(tmp_path / "out", "key") == [f"k{i}" for i in range(len(prompts))]

@@ -1,5 +1,5 @@
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from batch.belt import Belt
 
@@ -33,3 +33,27 @@ def test_who_brings_is_let_go_when_nobody_takes() -> None:
     waiting.join(5)
     assert told == [False]
     assert belt.put(3) is False
+
+
+def test_what_is_not_done_yet_is_not_waited_for_and_comes_when_it_is() -> None:
+    belt, futures = Belt[int](1), [Future[None]() for _ in range(5)]
+    for i, future in enumerate(futures):
+        assert belt.put_when(future, i)  # more than there is place for, and nobody takes
+    belt.close()
+
+    def finish() -> None:
+        for i in (3, 0, 4, 1, 2):
+            futures[i].set_result(None)
+
+    with ThreadPoolExecutor(1) as pool:
+        finishing = pool.submit(finish)
+        assert list(belt) == [3, 0, 4, 1, 2]
+        finishing.result()
+
+
+def test_what_is_done_when_nobody_takes_any_more_is_dropped() -> None:
+    belt, future = Belt[int](1), Future[None]()
+    assert belt.put_when(future, 1)
+    belt.leave()
+    assert not belt.put_when(Future(), 2)
+    future.set_result(None)

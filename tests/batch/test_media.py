@@ -12,6 +12,7 @@ from PIL import Image
 from batch import media
 from batch.errors import PictureError
 from batch.media import Pictures, decode, to_bytes
+from flux_engine.pictures import to_image
 from schemas.manifest import PictureRef
 
 
@@ -128,7 +129,7 @@ def test_a_bomb_is_refused_before_it_unfolds(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("kind", "exact"), [("png", True), ("webp", True), ("jpeg", False)])
 def test_a_picture_file_holds_what_was_painted(kind: str, exact: bool) -> None:
     levels = torch.arange(256, dtype=torch.float32).reshape(1, 16, 16).expand(3, -1, -1)
-    data = to_bytes(levels / 127.5 - 1.0, kind, quality=95)
-    assert data == to_bytes(levels / 127.5 - 1.0, kind, quality=95)
+    data = to_bytes(to_image(levels / 127.5 - 1.0), kind, quality=95)
+    assert data == to_bytes(to_image(levels / 127.5 - 1.0), kind, quality=95)
     back = (decode(data, "", 16, 16) + 1.0) * 127.5
     assert (back - levels).abs().max() < (1e-3 if exact else 8)
