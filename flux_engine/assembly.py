@@ -17,6 +17,7 @@ from flux_engine.defaults import model_folder, read_object
 from flux_engine.encode import TextModels, layout_for
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import SettingError, SourceError
+from flux_engine.heap import keep_freed
 from flux_engine.holding import has_blocks, hold_on_card, open_bits, settle_bits
 from flux_engine.models.text import load_tokenizer
 from flux_engine.sampling.kernels import Attention, check_attention, compile_blocks
@@ -58,7 +59,8 @@ def load_engine(
 
     Batch sizes are the fixed shapes of the stages; see `Batching`. `vram_limit` is in GiB,
     negative meaning all of the card but so much; `placements` are for each of a list of files.
-    What `approximate` names changes pictures. Raises SourceError for files that are not there,
+    What `approximate` names changes pictures. On a CPU the process keeps what it frees from then
+    on. Raises SourceError for files that are not there,
     CheckpointError for files that do not hold the model, SettingError for the rest.
     """
     place = choose_device(device)
@@ -109,6 +111,8 @@ def load_engine(
         engine.deviation.wide = partial(wide_weights, files, torch_dtype, axes_dim)
     if place.type == "cuda":
         hold_on_card(engine, vram_limit, policies)
+    else:
+        keep_freed()
     if compile:
         compile_blocks(loaded.dit)
     return engine
