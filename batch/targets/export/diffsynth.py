@@ -23,6 +23,7 @@ from batch.targets.export.source import name_of, source
 from batch.targets.identity import refuse_other
 from flux_engine.assembly import choose_device, open_model
 from flux_engine.encode import PictureCoder
+from flux_engine.pictures import to_image
 from flux_engine.weights.load import load_models, on_paper
 from flux_engine.weights.source import ModelSource
 from schemas.exports import DiffSynthExport
@@ -79,7 +80,7 @@ def decoded(
     for row, picture in zip(rows, pictures, strict=True):
         if not torch.isfinite(picture).all():
             raise ExportError(f"{name_of(row)}: its picture came out as NaN or infinity")
-        yield row, to_bytes(picture, "png", 0)
+        yield row, to_bytes(to_image(picture), "png", 0)
 
 
 def values_of(row: TargetRow, image: str, told: DiffSynthExport) -> dict[str, Any]:
