@@ -41,6 +41,12 @@ class ManifestFile:
     schema: pa.Schema = field(compare=False, repr=False)
     group_bytes: int = 0  # of its largest row group, unpacked
 
+    @property
+    def history(self) -> tuple[str, ...]:
+        """Columns in which a dataset tells of LoRAs that it was made with: none are asked for."""
+        names = self.schema.names
+        return ("loras",) if "loras" in names and tells_of_loras(self.schema.field("loras")) else ()
+
 
 @dataclass(frozen=True)
 class Row:
@@ -191,10 +197,22 @@ def check_columns(
     for name in ("prompt", *passthrough):
         if name not in names and not (name == "prompt" and "caption" in {*known} & {*names}):
             raise ManifestError(f"{file.path}: has no column {name!r}; it has {', '.join(names)}")
+    passed_over = {*file.history} & lineage
     for name in row.model_fields:
+        if name in passed_over:
+            continue
         if name in names and (allowed := misfit(name, file.schema.field(name).type)):
             found = file.schema.field(name).type
             raise ManifestError(f"{file.path}: column {name!r} is {found}; allowed is {allowed}")
+
+
+def tells_of_loras(field: pa.Field) -> bool:
+    """Whether a column holds lists of records, as our datasets have them."""
+    kind = field.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    inner = kind.value_type
+    return pa.types.is_struct(inner) and {f.name for f in inner} == {*LoraRecord.model_fields}
 
 
 def misfit(name: str, kind: pa.DataType) -> str | None:
@@ -215,10 +233,7 @@ def misfit(name: str, kind: pa.DataType) -> str | None:
         inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
         listed = inner is not kind
         plain = types.is_string(inner) or types.is_large_string(inner) or types.is_null(inner)
-        struct = types.is_struct(inner) and (
-            {f.name for f in inner} <= {*LoraEntry.model_fields}
-            or {f.name for f in inner} == {*LoraRecord.model_fields}
-        )
+        struct = types.is_struct(inner) and {f.name for f in inner} <= {*LoraEntry.model_fields}
         return None if listed and (plain or struct) else "a list of struct<path, scale, …>"
     if name in PICTURES:
         binary = types.is_binary(kind) or types.is_large_binary(kind)
@@ -244,7 +259,7 @@ class RowReader:
             tables = list(self._tables(file.path, pq.ParquetFile(stream), first, count))
         number = first
         for table in tables:
-            for values in table.to_pylist():
+            for values in table.drop_columns(list(file.history)).to_pylist():
                 yield parse_row(file.name, number, values, self.row)
                 number += 1
 

@@ -39,7 +39,8 @@ def target_plan(manifest: Manifest, job: DistillJob) -> list[Shard]:
 
 def rows_of(manifest: Manifest, file: ManifestFile) -> Iterator[Mapping[str, Any]]:
     """What a plan has to know of each row, as the file has it."""
-    columns = [name for name in COLUMNS if name in file.schema.names]
+    asked = {*file.schema.names} - {*file.history}
+    columns = [name for name in COLUMNS if name in asked]
     with manifest.fs.open_input_file(file.path) as stream:
         for batch in pq.ParquetFile(stream).iter_batches(READ, columns=columns):
             yield from batch.to_pylist()

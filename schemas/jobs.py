@@ -10,7 +10,7 @@ from schemas.engine import EngineConfig
 from schemas.manifest import COLUMNS, SOURCE_COLUMNS, PromptRow, SourceRow
 from schemas.records import TARGET_COLUMNS, ImageRecord
 from schemas.sampling import Sampling
-from schemas.targets import StoredType, Target
+from schemas.targets import CacheTarget, StoredType, Target
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -93,6 +93,15 @@ class DistillJob(BatchJob):
     dtype: StoredType = "float16"
     store_text: bool = True
     check_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+
+    @model_validator(mode="after")
+    def _one_latent(self) -> Self:
+        if isinstance(self.target, CacheTarget) and self.samples_per_row != 1:
+            raise ValueError(
+                f"samples_per_row {self.samples_per_row}: a picture's latent is stored once; "
+                "for target 'cache' it has to be 1"
+            )
+        return self
 
     @property
     def format(self) -> Literal["parquet"]:

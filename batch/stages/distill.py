@@ -210,7 +210,7 @@ class DistillStage(GenerateStage):
         rows = {
             i: levelled(
                 target,
-                sample_id(asked[i].wish),
+                f"{sample_id(asked[i].wish)} {asked[i].request.seed}",
                 latent,
                 asked[i].request.embedded_guidance,
                 self.job.dtype,

@@ -39,8 +39,8 @@ class Levelled:
 
 
 def levelled(target: Asking, name: str, latent: Tensor, usual: float, dtype: str) -> Levelled:
-    """The questions' common part for the row of that name; `usual` is its own guidance, `dtype` the
-    type in which its latents will be stored."""
+    """The questions' common part for a row; `name` (with its seed) decides what is drawn, `usual`
+    is its own guidance, `dtype` the type in which its latents will be stored."""
     given = target.guidance if isinstance(target, VelocityTarget) else ()
     t = levels_of(target, name)
     return Levelled(

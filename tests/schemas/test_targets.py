@@ -42,3 +42,10 @@ def test_what_changes_a_byte_is_in_the_recipe_and_what_does_not_is_not() -> None
 def test_columns_of_targets_cannot_be_carried_along() -> None:
     with pytest.raises(SchemaError, match="digest are columns of our own"):
         DistillJob.parse(JOB | {"target": {"kind": "pair"}, "passthrough": ["digest"]})
+
+
+def test_a_latent_is_not_stored_many_times() -> None:
+    with pytest.raises(SchemaError, match="samples_per_row 2: a picture's latent is stored once"):
+        DistillJob.parse(JOB | {"target": {"kind": "cache"}, "samples_per_row": 2})
+    velocity = DistillJob.parse(JOB | {"target": {"kind": "velocity"}, "samples_per_row": 2})
+    assert velocity.samples_per_row == 2

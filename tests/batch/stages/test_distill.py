@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -221,6 +222,36 @@ def test_loras_are_worn_by_the_teacher_and_told_of(
     assert [lora.scale for lora in made["row 2"].loras] == [0.0]
     assert all(record.check_rel is not None for record in made.values())
     assert all((record.check_rel or 0.0) < 1e-3 for record in made.values())
+
+
+@pytest.mark.parametrize("told", [[], [{"name": "gone", "scale": 2.0, "sha256": "ab"}]])
+def test_loras_that_pictures_were_made_with_are_not_the_teachers(
+    told: list[Any], tmp_path: Path, shapes_engine: ShapesEngine
+) -> None:
+    file = file_of(tmp_path / "m", shapes_engine())
+    kind = pa.list_(pa.struct([("name", "string"), ("scale", "float64"), ("sha256", "string")]))
+    manifest = columns(tmp_path / "m", "velocity") | {"loras": pa.array([told] * 8, kind)}
+    del manifest["origin"]
+    sampling = {"loras": [{"path": str(file), "scale": 0.5}]}
+    target = {"kind": "velocity", "timesteps": [0.3]}
+    work(tmp_path, manifest, target=target, sampling=sampling)
+    made = records(tmp_path / "out")
+    assert [[lora.scale for lora in record.loras] for record in made.values()] == [[0.5]] * 8
+
+
+def test_a_seed_decides_what_the_teacher_is_asked(tmp_path: Path) -> None:
+    target = {"kind": "velocity", "queries": 2}
+    drawn = []
+    for place, seed in (("a", 1), ("b", 2), ("c", 1)):
+        (tmp_path / place / "m").mkdir(parents=True)
+        manifest = columns(tmp_path / place / "m", "velocity")
+        del manifest["origin"]
+        work(tmp_path / place, manifest, target=target, sampling={"seed": seed})
+        made = records(tmp_path / place / "out")
+        assert len({record.t for record in made.values()}) == len(made)
+        drawn.append({key: (record.t, record.t_noise_seed) for key, record in made.items()})
+    assert drawn[0] == drawn[2]
+    assert all(drawn[0][key] != drawn[1][key] for key in drawn[0])
 
 
 def test_an_output_of_another_teacher_is_refused(tmp_path: Path) -> None:
