@@ -1,6 +1,6 @@
 """How large and how long: arithmetic on widths, tokens and what a card does in a second."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flux_engine.batching import NOTHING_WORN, Worn
@@ -32,7 +32,8 @@ class Machine:
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What all rows of a micro-batch have in common; `sides` is 2 with a negative prompt, `worn`
-    are LoRAs beside the weights."""
+    are LoRAs beside the weights, `hoisted` the models that each step calls, in their order: a
+    transformer, and trunks of its width before it."""
 
     height: int
     width: int
@@ -41,6 +42,7 @@ class Work:
     steps: int
     sides: int = 1
     worn: Worn = NOTHING_WORN
+    hoisted: tuple[str, ...] = ("dit",)
 
     @property
     def tokens(self) -> int:
@@ -53,7 +55,7 @@ class Sizes:
 
     width: int
     inner: int
-    rows: int  # modulation vectors of the table
+    rows: int  # modulation vectors of the tables
     channels: int
     itemsize: int  # of what is computed with
     stored: int  # of what is stored
@@ -79,6 +81,23 @@ def compute_seconds(machine: Machine, work: Work, sizes: Sizes, blocks: Mapping[
 
 def of_kind(weights: Weights, model: str, kind: str) -> dict[str, int]:
     return {name: n for name, (what, n) in weights.get(model, {}).items() if what == kind}
+
+
+def of_all(weights: Weights, models: Iterable[str], kind: str) -> dict[tuple[str, str], int]:
+    """The same of several models, by model and unit."""
+    return {
+        (model, name): nbytes
+        for model in models
+        for name, nbytes in of_kind(weights, model, kind).items()
+    }
+
+
+def row_seconds(machine: Machine, work: Work, sizes: Sizes, weights: Weights) -> dict[str, float]:
+    """Of one row's forward pass through each hoisted model with all weights there."""
+    return {
+        model: compute_seconds(machine, work, sizes, of_kind(weights, model, "block"))
+        for model in work.hoisted
+    }
 
 
 def total(weights: Weights, *models: str) -> int:

@@ -14,11 +14,12 @@ from flux_engine.vram.estimates import (
     Sizes,
     Weights,
     Work,
-    compute_seconds,
     decode_bytes,
     decode_seconds,
     lora_bytes,
+    of_all,
     of_kind,
+    row_seconds,
     text_bytes,
     text_seconds,
     total,
@@ -80,14 +81,14 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words."""
         w, gib = self.work, {name: f"{n / GIB:.1f}" for name, n in self.bytes.items()}
-        kept = {name: len(units) for name, units in self.denoise.resident.items()}
+        stay = sum(len(self.denoise.resident[model]) for model in w.hoisted)
         return [
             f"{w.width}×{w.height}, {w.steps} steps, {w.text_tokens} tokens"
             f"{', both sides of cfg' if w.sides > 1 else ''} on {self.machine.name}, "
             f"{self.machine.memory / GIB:.1f} GiB, {self.machine.link / 1e9:.0f} GB/s to it",
             f"  GiB on the card: text {gib['text']}, denoise {gib['denoise']}, "
             f"decode {gib['decode'] if self.decode else 'only in tiles'}",
-            f"  transformer: {kept['dit']} units stay, {self.copied / 1e9:.1f} GB copied a step "
+            f"  transformer: {stay} units stay, {self.copied / 1e9:.1f} GB copied a step "
             f"through {self.denoise.slots} slots",
             f"  text batch {self.text_batch}, micro-batch {self.micro_batch}, "
             f"decode batch {self.decode_batch}",
@@ -113,11 +114,10 @@ def plan(
     and is not gone below for the link's sake.
     """
     batches = [micro_batch] if micro_batch else [b for b in BATCHES if b >= least] or [least]
-    never = "dit" in passing
-    found = seatings(machine, weights, work, sizes, batches, passing=never)
+    found = seatings(machine, weights, work, sizes, batches, passing=passing)
     if not found and not micro_batch:
         fewer = [b for b in BATCHES if b < least]
-        found = seatings(machine, weights, work, sizes, fewer, passing=never)
+        found = seatings(machine, weights, work, sizes, fewer, passing=passing)
         found = [one for one in found if one.batch == max(o.batch for o in found)]
     if not found:
         raise SettingError(_refused(machine, weights, work, sizes, micro_batch or 1))
@@ -132,7 +132,7 @@ def plan(
     together = both + working <= machine.memory
     kept_vae = {"vae": frozenset[str]()} if together else {}
     stage = Stage(
-        resident={"dit": chosen.stays, **kept_vae},
+        resident={model: chosen.of(model) for model in work.hoisted} | kept_vae,
         slots=chosen.slots,
         working=working if together else chosen.working,
     )
@@ -159,7 +159,7 @@ def plan(
 
 
 def _limits(chosen: Seating, machine: Machine, work: Work, sizes: Sizes, weights: Weights) -> str:
-    row = compute_seconds(machine, work, sizes, of_kind(weights, "dit", "block"))
+    row = sum(row_seconds(machine, work, sizes, weights).values())
     share = chosen.batch * row / chosen.seconds
     if share >= 0.97:
         return "computing"
@@ -277,8 +277,8 @@ def decode_stage(
 
 
 def _refused(machine: Machine, weights: Weights, work: Work, sizes: Sizes, batch: int) -> str:
-    blocks, tables = (of_kind(weights, "dit", kind) for kind in ("block", "table"))
-    rest = sum(of_kind(weights, "dit", "rest").values())
+    blocks, tables = (of_all(weights, work.hoisted, kind) for kind in ("block", "table"))
+    rest = sum(of_all(weights, work.hoisted, "rest").values())
     ring = SLOTS[0] * max((*blocks.values(), *tables.values()))
     working = working_bytes(work, sizes, batch)
     worn = lora_bytes(work, sizes, batch) / GIB

@@ -7,7 +7,7 @@ on the modules that need a unit bring it before they run.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,7 +65,7 @@ class Residency(Weights):
             assert self.ring is not None
             if seat.here is None:
                 if self.ring.over(seat):
-                    self._begin(seat.model, seat.unit.kind, 1)
+                    self._begin([seat.model], seat.unit.kind, 1)
                 self.ring.acquire(seat)
             else:
                 seat.arrived(self.card)
@@ -165,17 +165,20 @@ class Residency(Weights):
                     seat.forget()
 
     @contextmanager
-    def loop(self, model: str, passes: float, kind: Kind = "block") -> Iterator[None]:
-        """Inside, the model's blocks (or the makers of its table) are called so many times over."""
-        self._begin(model, kind, passes)
+    def loop(
+        self, models: str | Sequence[str], passes: float, kind: Kind = "block"
+    ) -> Iterator[None]:
+        """Inside, the models' blocks (or the makers of their tables) are called so many times over,
+        one model's after the other's."""
+        self._begin([models] if isinstance(models, str) else models, kind, passes)
         try:
             yield
         finally:
             if self.ring is not None:
                 self.ring.finish()
 
-    def _begin(self, model: str, kind: Kind, passes: float) -> None:
-        seats = self._seats.get(model, [])
+    def _begin(self, models: Sequence[str], kind: Kind, passes: float) -> None:
+        seats = [seat for model in models for seat in self._seats.get(model, [])]
         loads = [seat for seat in seats if seat.unit.kind == kind and seat.here is None]
         if loads and self.ring is not None:
             self.ring.begin(loads, passes)

@@ -1,22 +1,26 @@
-"""Which of the transformer's blocks stay on the card, how many slots the others pass through.
+"""Which of the hoisted models' blocks stay on the card, how many slots the others pass through.
 
 A step takes as long as its computing, or as the copies of the blocks that are not there. What
 memory a batch leaves keeps blocks: the heaviest first, spread evenly, because a light block hides
 the copy of its neighbour.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from flux_engine.vram.estimates import (
     Machine,
     Sizes,
     Weights,
     Work,
-    compute_seconds,
+    of_all,
     of_kind,
+    row_seconds,
     working_bytes,
 )
+
+K = TypeVar("K", bound=Hashable)
 
 BATCHES = (1, 2, 4, 8, 16)
 SLOTS = (2, 3, 4)
@@ -44,9 +48,9 @@ def step_seconds(
     return (ends[-1] - ends[1]) / (steps - 1)
 
 
-def kept(units: Mapping[str, int], room: int) -> frozenset[str]:
+def kept(units: Mapping[K, int], room: int) -> frozenset[K]:
     """Units that stay in `room` bytes: the heaviest kind first, spread evenly over their run."""
-    out: set[str] = set()
+    out: set[K] = set()
     for size in sorted(set(units.values()), reverse=True):
         names = [name for name, nbytes in units.items() if nbytes == size]
         count = min(len(names), max(0, room) // size if size else len(names))
@@ -57,10 +61,11 @@ def kept(units: Mapping[str, int], room: int) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Seating:
-    """One way to hold the transformer: what stays, how many slots, what a step takes."""
+    """One way to hold the hoisted models: what stays (by model and unit), how many slots, what a
+    step takes."""
 
     batch: int
-    stays: frozenset[str]
+    stays: frozenset[tuple[str, str]]
     slots: int
     slot: int
     seconds: float
@@ -72,6 +77,10 @@ class Seating:
     def nbytes(self) -> int:
         return self.weights + self.slots * self.slot + self.working
 
+    def of(self, model: str) -> frozenset[str]:
+        """What stays of one of them."""
+        return frozenset(unit for owner, unit in self.stays if owner == model)
+
 
 def seatings(
     machine: Machine,
@@ -80,28 +89,31 @@ def seatings(
     sizes: Sizes,
     batches: Iterable[int],
     *,
-    passing: bool = False,
+    passing: frozenset[str] = frozenset(),
 ) -> list[Seating]:
-    """Every way that fits; if `passing`, those in which no block stays."""
-    blocks, tables = (of_kind(weights, "dit", kind) for kind in ("block", "table"))
-    rest = sum(of_kind(weights, "dit", "rest").values())
-    row = compute_seconds(machine, work, sizes, blocks)
+    """Every way that fits; of models that are `passing` no block stays."""
+    blocks, tables = (of_all(weights, work.hoisted, kind) for kind in ("block", "table"))
+    rest = sum(of_all(weights, work.hoisted, "rest").values())
+    rows = row_seconds(machine, work, sizes, weights)
+    share = {model: rows[model] / len(of_kind(weights, model, "block")) for model in rows}
+    free = {unit: n for unit, n in blocks.items() if unit[0] not in passing}
+    makers = {unit: n for unit, n in tables.items() if unit[0] not in passing}
     out = []
     for batch in batches:
-        each = [batch * row / len(blocks)] * len(blocks)
+        each = [batch * share[model] for model, _ in blocks]
         working = working_bytes(work, sizes, batch)
         for slots in (0, *SLOTS):
             room = machine.memory - rest - working
             largest = max((*blocks.values(), *tables.values())) if slots else 0
             room -= slots * largest
-            stays = frozenset() if passing else kept(blocks, room)
-            spare = room - sum(blocks[name] for name in stays)
-            if not passing and spare >= sum(tables.values()):
-                stays |= frozenset(tables)  # called once a micro-batch: last to stay
+            stays = kept(free, room)
+            spare = room - sum(blocks[unit] for unit in stays)
+            if spare >= sum(makers.values()):
+                stays |= frozenset(makers)  # called once a micro-batch: last to stay
             streamed = (set(blocks) | set(tables)) - stays
             if room < 0 or (streamed and not slots) or (slots and not streamed):
                 continue
-            copies = [0 if name in stays else nbytes for name, nbytes in blocks.items()]
+            copies = [0 if unit in stays else nbytes for unit, nbytes in blocks.items()]
             out.append(
                 Seating(
                     batch=batch,
@@ -111,7 +123,7 @@ def seatings(
                     seconds=step_seconds(copies, each, slots, machine.link),
                     copied=sum(copies),
                     working=working,
-                    weights=rest + sum((blocks | tables)[name] for name in stays),
+                    weights=rest + sum((blocks | tables)[unit] for unit in stays),
                 )
             )
     return out

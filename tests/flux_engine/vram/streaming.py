@@ -56,15 +56,28 @@ def rooms(dit: FluxTransformer, seed: int = 0) -> tuple[Residency, HostCard]:
     return Residency({"dit": dit}, card), card
 
 
-@torch.inference_mode()
-def run(dit: FluxTransformer, room: Residency | None = None, steps: int = 3) -> list[Tensor]:
-    """Velocities of so many steps, and the table that they were made with."""
+def drawn(dit: FluxTransformer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A state, text, pooled text and positions."""
     draw = torch.Generator().manual_seed(1)
     dtype = dit.img_in.weight.dtype
     x = torch.randn(2, 12, 16, generator=draw).to(dtype)
     text = torch.randn(2, 5, 24, generator=draw).to(dtype)
     pooled = torch.randn(2, 16, generator=draw).to(dtype)
-    rotation = dit.rotation(torch.randint(0, 4, (17, 3), generator=draw))
+    return x, text, pooled, dit.rotation(torch.randint(0, 4, (17, 3), generator=draw))
+
+
+@torch.inference_mode()
+def dit_inputs(dit: FluxTransformer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What its forward pass takes; its table is made with the weights at home."""
+    x, text, pooled, rotation = drawn(dit)
+    table = dit.modulate(dit.condition(torch.ones(2), pooled, torch.ones(2)))
+    return x, text, table, rotation
+
+
+@torch.inference_mode()
+def run(dit: FluxTransformer, room: Residency | None = None, steps: int = 3) -> list[Tensor]:
+    """Velocities of so many steps, and the table that they were made with."""
+    x, text, pooled, rotation = drawn(dit)
     room = room or Residency({"dit": dit})
     with room.loop("dit", 1, "table"):
         table = dit.modulate(dit.condition(torch.ones(2), pooled, torch.ones(2)))

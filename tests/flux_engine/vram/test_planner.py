@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from flux_engine.errors import SettingError
-from flux_engine.vram.estimates import GIB, Work
+from flux_engine.vram.estimates import GIB, Sizes, Weights, Work
 from flux_engine.vram.planner import Plan, Stage, decode_stage, plan, stage_bytes, text_stage
 from tests.flux_engine.vram.published import card, flux_dev, square
 
@@ -123,3 +125,48 @@ def test_more_prompts_are_encoded_at_once_where_t5_passes_through_and_fewer_wher
     assert planned("H200", 139, square(1024)).text_batch == 8
     with pytest.raises(SettingError, match=r"encoding 1 prompts of 512 .* used on H200$"):
         text_stage(card("H200", 1.5), weights, sizes, 512, None)
+
+
+def with_trunk() -> tuple[Weights, Sizes, Work]:
+    """A second transformer of six blocks, called before the first at each step."""
+    weights, sizes = flux_dev()
+    few = {f"{stack}_blocks.{i}" for stack in ("double", "single") for i in range(3)}
+    units = weights["dit"].items()
+    trunk = {
+        name: told
+        for name, told in units
+        if told[0] == "rest" or name.removesuffix(".table") in few
+    }
+    work = replace(square(1024), hoisted=("trunk", "dit"))
+    return {**weights, "trunk": trunk}, sizes, work
+
+
+@pytest.mark.parametrize("gib", [5.6, 8, 12, 24, 139])
+def test_two_hoisted_models_share_the_card_and_the_ring(gib: float) -> None:
+    weights, sizes, work = with_trunk()
+    made = plan(card("H200", gib), weights, work, sizes, least=4)
+    one = plan(card("H200", gib), weights, square(1024), sizes, least=4)
+    assert set(made.denoise.models) >= {"trunk", "dit"}
+    assert made.bytes["denoise"] == stage_bytes(weights, made.denoise) <= gib * GIB
+    gone = [
+        nbytes
+        for model in work.hoisted
+        for name, (kind, nbytes) in weights[model].items()
+        if kind == "block" and name not in made.denoise.resident[model]
+    ]
+    assert made.copied == sum(gone) >= one.copied
+    assert made.step_seconds / made.micro_batch > one.step_seconds / one.micro_batch
+
+
+def test_one_of_two_hoisted_models_may_be_passing_and_both_are_counted_in_a_refusal() -> None:
+    weights, sizes, work = with_trunk()
+    made = plan(card("H200", 139), weights, work, sizes, passing=frozenset({"trunk"}))
+    assert not made.denoise.resident["trunk"]
+    assert len([n for n in made.denoise.resident["dit"] if not n.endswith(".table")]) == 57
+    rest = weights["dit"]["rest"][1]
+    least = plan(card("H200", 5), weights, square(1024), sizes, text_batch=1, micro_batch=4)
+    smallest = least.denoise.working + 2 * max(n for k, n in weights["dit"].values() if k != "rest")
+    room = card("H200", (smallest + 1.5 * rest) / GIB)
+    assert plan(room, weights, square(1024), sizes, text_batch=1, micro_batch=4)
+    with pytest.raises(SettingError, match="micro-batches of 4 needs"):
+        plan(room, weights, work, sizes, text_batch=1, micro_batch=4)

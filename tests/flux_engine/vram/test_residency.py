@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,16 @@ from flux_engine.vram.planner import Stage
 from flux_engine.vram.residency import Residency
 from tests.flux_engine.asking import asked, picture
 from tests.flux_engine.held import held
-from tests.flux_engine.vram.streaming import BLOCKS, TABLES, rooms, run, small_dit, staged
+from tests.flux_engine.vram.streaming import (
+    BLOCKS,
+    TABLES,
+    dit_inputs,
+    late,
+    rooms,
+    run,
+    small_dit,
+    staged,
+)
 
 needs_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -319,3 +330,31 @@ def test_on_a_card_the_loop_asks_for_no_memory_and_waits_for_nobody() -> None:
 
     engine.generate([asked(num_inference_steps=6)], steps)  # type: ignore[arg-type]
     assert len(set(allocations[1:])) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_transformers_pass_through_one_ring_step_by_step(seed: int) -> None:
+    draw = random.Random(seed)
+    nets = {"trunk": small_dit(), "dit": small_dit()}
+    inputs = dit_inputs(nets["dit"])
+
+    def steps(room: Residency) -> list[Tensor]:
+        out = []
+        with torch.inference_mode(), room.loop(("trunk", "dit"), 3):
+            x, *rest = inputs
+            for _ in range(3):
+                x = x + nets["trunk"](x, *rest)
+                x = nets["dit"](x, *rest)
+                out.append(x.clone())
+        return out
+
+    expected = steps(Residency(nets))
+    card = HostCard(late(seed))
+    room = Residency(nets, card)
+    stay = {name: frozenset(draw.sample(BLOCKS, draw.randrange(len(BLOCKS)))) for name in nets}
+    with room.phase(staged(stay, draw.randrange(1, 4))):
+        before = card.copies
+        made = steps(room)
+    assert all(map(torch.equal, made, expected))
+    assert card.copies - before == 3 * sum(len(BLOCKS) - len(names) for names in stay.values())
+    assert card.host_waits == 0

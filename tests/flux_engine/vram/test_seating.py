@@ -46,7 +46,8 @@ def test_a_seating_fits_and_streams_what_does_not_stay() -> None:
     assert {one.batch for one in found} == {1, 4, 8}
     for one in found:
         assert one.nbytes <= machine.memory
-        streamed = {k: n for k, n in of_kind(weights, "dit", "block").items() if k not in one.stays}
+        blocks, stay = of_kind(weights, "dit", "block"), one.of("dit")
+        streamed = {k: n for k, n in blocks.items() if k not in stay}
         assert one.copied == sum(streamed.values()) > 0
     assert seatings(card("H200", 1), weights, square(1024), sizes, (1,)) == []
 
