@@ -23,6 +23,7 @@ from batch.retry import retry_of, turns
 from batch.shards import Shard, plan
 from batch.target_plan import target_plan
 from batch.targets.card import publish_targets
+from batch.targets.spent import COST, publish_cost
 from batch.telemetry import Telemetry
 from batch.workers import share_of
 from schemas.jobs import DistillJob, Job, row_of
@@ -100,6 +101,8 @@ def run(
     complete = report.finished == report.rows
     if complete:  # a page of large pictures takes longer than a stopped run has
         publish(job, output, report)
+    if complete and isinstance(job, DistillJob) and (todo or not output.storage.exists(COST)):
+        publish_cost(job, output, shards)
     return report, complete
 
 

@@ -1,5 +1,6 @@
 """Whole runs of distillation jobs on a local Ray."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def test_a_finished_dataset_is_left_alone(tmp_path: Path) -> None:
     asked = job(tmp_path, "out", workers=1)
     run(asked, *checked_plan(asked), start)
     before = contents(tmp_path / "out")
+    cost = (tmp_path / "out" / "_run" / "cost.json").read_bytes()
 
     def never() -> None:
         raise AssertionError("Ray is not needed")
@@ -61,3 +63,18 @@ def test_a_finished_dataset_is_left_alone(tmp_path: Path) -> None:
     report, complete = run(asked, *checked_plan(asked), never)  # type: ignore[arg-type]
     assert (report.skipped, complete) == (ROWS, True)
     assert contents(tmp_path / "out") == before
+    assert (tmp_path / "out" / "_run" / "cost.json").read_bytes() == cost
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_what_a_dataset_has_cost_stands_beside_what_was_predicted(tmp_path: Path) -> None:
+    asked = job(tmp_path, "out", workers=1)
+    run(asked, *checked_plan(asked), start)
+    cost = json.loads((tmp_path / "out" / "_run" / "cost.json").read_bytes())
+    assert cost["predicted"]["rows"] == ROWS
+    data = sum(file.stat().st_size for file in (tmp_path / "out" / "data").iterdir())
+    assert cost["used"]["data_bytes"] == data
+    assert cost["predicted"]["data_bytes"] == pytest.approx(data, rel=0.5)  # small ones: words
+    assert cost["used"]["text_bytes"] > 0
+    assert cost["used"]["card_seconds"] > 0
