@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from batch.errors import LoraError
-from batch.roots import Folder, Store, root_of
+from batch.roots import Folder, Store, patiently, root_of
 from batch.web import shown
 from flux_engine.request import LoraUse
 from schemas.lora import LoraEntry
@@ -85,7 +85,7 @@ def fetched(root: Store, place: str) -> Path:
 
     Copies stay; they are named by address, size and time.
     """
-    told = root.fs.get_file_info(place)
+    told = patiently(lambda: root.fs.get_file_info(place))
     if not told.is_file:
         raise LoraError(f"{place}: there is no such object")
     if told.size > LARGEST:
@@ -99,7 +99,11 @@ def fetched(root: Store, place: str) -> Path:
     with FileLock(f"{folder}.lock"):
         if not copy.is_file():
             part = copy.with_name(f".{copy.name}.{os.getpid()}.part")
-            with root.fs.open_input_stream(place) as stream, part.open("wb") as file:
-                shutil.copyfileobj(stream, file, BLOCK)
+
+            def content() -> None:
+                with root.fs.open_input_stream(place) as stream, part.open("wb") as file:
+                    shutil.copyfileobj(stream, file, BLOCK)
+
+            patiently(content)
             part.replace(copy)
     return copy

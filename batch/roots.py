@@ -1,9 +1,10 @@
 """The places from which a job's pictures may come; nothing outside them is opened."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -14,6 +15,13 @@ from batch.web import WebRoot, shown
 
 WEB = ("http://", "https://")
 LARGEST = 256 * 2**20  # bytes of a picture file
+PAUSES_S = (0.1, 0.4, 1.6)  # before a busy store is asked again
+BUSY = (
+    *("SERVICE_UNAVAILABLE", "SLOW_DOWN", "THROTTLING", "INTERNAL_FAILURE", "REQUEST_TIMEOUT"),
+    *("NETWORK_CONNECTION", "UNKNOWN"),
+)  # as pyarrow calls what S3 says
+
+T = TypeVar("T")
 
 
 class Root(Protocol):
@@ -74,9 +82,25 @@ class Store:
         return None if outside else str(path)
 
     def read(self, place: str) -> bytes:
-        with self.fs.open_input_file(place) as file:
-            check_size(place, file.size())
-            return bytes(file.read())
+        def content() -> bytes:
+            with self.fs.open_input_file(place) as file:
+                check_size(place, file.size())
+                return bytes(file.read())
+
+        return patiently(content)
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """What `read` answers, asked again where a store is busy: its client gives up on some of the
+    answers that it says it tries again."""
+    for pause in PAUSES_S:
+        try:
+            return read()
+        except OSError as error:
+            if not any(f"AWS Error {word}" in str(error) for word in BUSY):
+                raise
+            time.sleep(pause)
+    return read()
 
 
 def check_size(place: str, size: int) -> None:

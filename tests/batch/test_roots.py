@@ -83,3 +83,31 @@ def test_relative_addresses_are_the_first_root_s_alone(tmp_path: Path) -> None:
     assert places.read(f"{tmp_path}/two/a.png") == b"two"
     with pytest.raises(PictureError, match="IsADirectoryError"):
         places.read(f"{tmp_path}/two")
+
+
+def test_a_busy_store_is_asked_again(server: Server) -> None:
+    Bucket(server.uri("busy")).put("a.png", b"red")
+    store = Store(server.uri("busy"))
+    server.fail(share=0.3, methods=["GET", "HEAD"], status=503, code="SlowDown")
+    try:
+        assert [store.read("bucket/busy/a.png") for _ in range(40)] == [b"red"] * 40
+        assert server.served()["failed"] > 0
+    finally:
+        server.fail()
+
+
+def test_only_what_asking_again_may_mend_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(roots.time, "sleep", waited.append)
+    for words, pauses in (
+        ("AWS Error ACCESS_DENIED during GetObject operation", 0),
+        ("AWS Error SLOW_DOWN during GetObject operation", 3),
+    ):
+        waited.clear()
+
+        def read(words: str = words) -> bytes:
+            raise OSError(words)
+
+        with pytest.raises(OSError, match=words):
+            roots.patiently(read)
+        assert len(waited) == pauses
