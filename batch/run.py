@@ -26,8 +26,7 @@ from batch.targets.card import publish_targets
 from batch.targets.spent import COST, publish_cost
 from batch.telemetry import Telemetry
 from batch.workers import share_of
-from schemas.jobs import DistillJob, Job, row_of
-from schemas.records import ImageRecord
+from schemas.jobs import DistillJob, Job, lineage_of, row_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +53,9 @@ class WorkerFactory:
 def checked_plan(job: Job) -> tuple[Manifest, list[Shard]]:
     """The manifest's shards; ManifestError before anything is started."""
     manifest = Manifest(job.manifest)
+    manifest.check(job.passthrough, row_of(job), lineage_of(job))
     if isinstance(job, DistillJob):
-        manifest.check(job.passthrough, row_of(job), frozenset(ImageRecord.model_fields))
         return manifest, target_plan(manifest, job)
-    manifest.check(job.passthrough)
     return manifest, plan(manifest, job.rows_per_shard, job.recipe())
 
 

@@ -28,8 +28,7 @@ from batch.shards import digest
 from batch.storage import name_of
 from jobs import cli
 from schemas.base import SchemaError
-from schemas.jobs import DistillJob, Job, row_of
-from schemas.records import ImageRecord
+from schemas.jobs import DistillJob, Job, lineage_of, row_of
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +125,7 @@ def manifest_files(job: Job) -> list[list[Any]] | None:
         logger.info("manifest is not on this machine: not checked", extra={"at": job.manifest})
         return None
     manifest = Manifest(job.manifest)
-    lineage = ImageRecord.model_fields if isinstance(job, DistillJob) else ()
-    manifest.check(job.passthrough, row_of(job), frozenset(lineage))
+    manifest.check(job.passthrough, row_of(job), lineage_of(job))
     return [[file.name, file.size, file.footer] for file in manifest.files]
 
 

@@ -120,6 +120,11 @@ def row_of(job: Job) -> type[PromptRow]:
     return SourceRow if isinstance(job, DistillJob) else PromptRow
 
 
+def lineage_of(job: Job) -> frozenset[str]:
+    """Columns that the job's manifest may have and that mean nothing for it."""
+    return frozenset(ImageRecord.model_fields if isinstance(job, DistillJob) else ())
+
+
 NOT_IN_RECIPE = (
     "manifest",
     "output",
