@@ -8,7 +8,9 @@ import json
 import logging
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import Any
 
 import pyarrow as pa
@@ -25,8 +27,9 @@ SCHEMA = pa.schema(
 KINDS = {"image": ImageRecord, "target": TargetRecord, "rejected": RejectedRecord}
 NUMBERS = b"numbers"  # of the wishes in a part, in its schema's metadata
 HELD_BYTES = 64 * 2**20  # of pictures and tensors in memory, per shard in progress
-WORTH = 30  # a part is written when it saves this many times what the last one cost
+WORTH = 30  # a part is written when it saves this many times what one costs
 FIRST_COST_S = 0.005
+LAST = 3  # parts whose middle cost is what one costs: a single slow write postpones nothing
 
 
 PARTS = f"{RUN}/parts"
@@ -44,7 +47,7 @@ class Parts:
         self._held: dict[int, Record] = {}
         self._bytes = 0  # of the pictures held
         self._kept: dict[int, tuple[str, int]] = {}  # which part, and where in it
-        self._cost = FIRST_COST_S
+        self._costs = deque([FIRST_COST_S] * LAST, maxlen=LAST)
         self._flushed = time.monotonic()
         self.rejected = 0
         for name in storage.names(self.folder):
@@ -62,7 +65,7 @@ class Parts:
         self.rejected += isinstance(record, RejectedRecord)
         self._bytes += sum(map(len, blobs_of(record)))
         saved = time.monotonic() - self._flushed
-        if saved > WORTH * self._cost or self._bytes > HELD_BYTES:
+        if saved > WORTH * median(self._costs) or self._bytes > HELD_BYTES:
             self.flush()
 
     def rest(self) -> None:
@@ -78,7 +81,7 @@ class Parts:
             self._kept |= {number: (name, i) for i, number in enumerate(self._held)}
             self._held, self._bytes = {}, 0
         self._flushed = time.monotonic()
-        self._cost = max(self._flushed - began, FIRST_COST_S)
+        self._costs.append(max(self._flushed - began, FIRST_COST_S))
 
     def records(self, numbers: Sequence[int]) -> Iterator[Record]:
         """These records, in this order."""

@@ -57,6 +57,27 @@ def test_a_part_is_written_when_it_saves_many_times_what_it_costs(
     assert len(files(storage)) == 1  # the time until rest() was not spent on work
 
 
+def test_one_slow_write_postpones_no_part(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, slow = 0.0, 2.0
+    replace = storage.replace
+
+    def slowly(*words: object, **named: object) -> None:
+        nonlocal now
+        now += slow
+        replace(*words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now)
+    monkeypatch.setattr(storage, "replace", slowly)
+    held = Parts(storage, "s")
+    for number in range(3):
+        now += parts.WORTH * parts.FIRST_COST_S + 0.01
+        held.add(number, record("a"))
+        slow = 0.0
+    assert len(files(storage)) == 3
+
+
 def test_pictures_do_not_pile_up_in_memory(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
