@@ -19,9 +19,7 @@ REGEX = "re:"
 WORLDS: tuple[World, ...] = ("bfl", "diffsynth", "diffusers")
 BLOCKS = ("double_blocks.*", "single_blocks.*")
 # of a single block attention shares both of its layers with the MLP
-ATTENTION = tuple(
-    f"double_blocks.*.{stream}_attn.{part}" for stream in ("img", "txt") for part in ("qkv", "proj")
-) + ("single_blocks.*.linear?",)
+ATTENTION = ("*.???_attn.qkv", "*.???_attn.proj", "single_blocks.*.linear?")
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "all": BLOCKS,  # what DiffSynth-Studio's scripts list
     "attention": ATTENTION,
@@ -46,9 +44,7 @@ def chosen_layers(
     diffusers' `to_q`) without those of its other parts.
     """
     if not patterns:
-        raise SettingError(
-            f"no layers to train are named; there are {', '.join(PRESETS)}, or names"
-        )
+        raise SettingError(f"no layers are named; there are {', '.join(PRESETS)}, or names")
     wanted = matched([part for p in patterns for part in PRESETS.get(p, (p,))], spec)
     left_out = matched([part for p in exclude for part in PRESETS.get(p, (p,))], spec)
     chosen = tuple(n for n in linear_layers(spec) if n in wanted and n not in left_out)
@@ -70,11 +66,11 @@ def matched(patterns: Iterable[str], spec: FluxSpec) -> set[str]:
             else:
                 parts.setdefault(layer, set()).add(name)
     for layer, named in parts.items():
-        pieces = {n for n, (of, _) in vocabulary(spec, "diffusers").items() if of == layer}
-        if layer not in whole and named != pieces:
+        others = {n for n, (of, _) in vocabulary(spec, "diffusers").items() if of == layer} - named
+        if layer not in whole and others:
             raise SettingError(
                 f"{', '.join(sorted(named))}: only a part of {layer}, which is one layer here: "
-                f"name {', '.join(sorted(pieces - named))} too, or none of them"
+                f"name {', '.join(sorted(others))} too, or none of them"
             )
     return whole | set(parts)
 
@@ -114,12 +110,14 @@ def by_pattern(
 ) -> dict[str, float]:
     """Of each of `layers` the value of the first pattern that means it.
 
-    SettingError names a pattern that means none of them.
+    SettingError names a pattern that means none of them, or none that is left.
     """
     out: dict[str, float] = {}
     for pattern, value in values.items():
         meant = matched(PRESETS.get(pattern, (pattern,)), spec) & set(layers)
         if not meant:
             raise SettingError(f"{what}: {pattern!r} means no layer that is trained")
+        if not meant - set(out):
+            raise SettingError(f"{what}: all that {pattern!r} means is meant by patterns before it")
         out = {layer: value for layer in layers if layer in meant} | out
     return out

@@ -10,7 +10,8 @@ import torch
 from flux_engine.errors import SettingError
 from flux_engine.models.fp8 import narrow_in
 from flux_engine.weights.lora.file import Lora, full_delta
-from flux_engine.weights.lora.models import Models
+from flux_engine.weights.lora.models import Models, Target
+from flux_engine.weights.lora.names import Role
 
 
 @torch.no_grad()
@@ -21,14 +22,14 @@ def merge(models: Models, loras: Sequence[tuple[Lora, float]]) -> None:
     """
     if any(narrow_in(models.dit)):
         raise SettingError("a preset LoRA is merged before weights are narrowed to eight bits")
-    worn: dict[tuple[str, str], list[tuple[Lora, tuple[object, ...], float]]] = {}
+    worn: dict[tuple[Role, str], list[tuple[Lora, Target, float]]] = {}
     for lora, scale in loras:
         for target, name in models.names(lora).items():
             worn.setdefault((target[0], name), []).append((lora, target, scale))
     for (role, name), changes in worn.items():
-        parameter = dict(models.parameters(role))[name]  # type: ignore[arg-type]
+        parameter = dict(models.parameters(role))[name]
         base = changed = parameter.detach().float().cpu()
         for lora, target, scale in changes:
-            changed = changed + scale * full_delta(lora.targets[target], base)  # type: ignore[index]
+            changed = changed + scale * full_delta(lora.targets[target], base)
         # not in place: what was read may be a view of the file
         parameter.data = changed.to(parameter)
