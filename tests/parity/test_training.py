@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
