@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         RequestError,
         SettingError,
         SourceError,
+        TrainingError,
     )
     from flux_engine.pipeline import FluxImagePipeline, ModelConfig
     from flux_engine.request import Generation, GenerationRequest, LoraUse
@@ -34,6 +35,7 @@ __all__ = [
     "RequestError",
     "SettingError",
     "SourceError",
+    "TrainingError",
     "load_engine",
 ]
 

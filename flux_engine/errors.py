@@ -3,6 +3,7 @@
 EngineError
 ├── RequestError      the row's own fault: it is rejected, its neighbours go on
 │   └── NumbersBroke  the model answered with NaN or infinity
+├── TrainingError     a sample that cannot be learned from as it is asked: the message names it
 ├── CheckpointError   files that do not hold what the model needs: the run stops
 ├── SourceError       files that are not there, or cannot be fetched: the run stops
 └── SettingError      an option that this engine or model cannot honour: the run stops
@@ -21,6 +22,10 @@ class RequestError(EngineError):
 
 class NumbersBroke(RequestError):
     """The picture came out as NaN or infinity."""
+
+
+class TrainingError(EngineError):
+    """A sample lacks what an objective needs, or cannot go with its neighbours."""
 
 
 class SourceError(EngineError):

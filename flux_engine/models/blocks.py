@@ -36,7 +36,8 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.scale, EPS)
+        # wider than its input while it learns; there is no fused norm of two types
+        return F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype), EPS)
 
 
 class QKNorm(nn.Module):

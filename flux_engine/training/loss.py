@@ -4,8 +4,13 @@ The path from data x0 to noise is a straight line, x_σ = (1 − σ)·x0 + σ·n
 learns its velocity, noise − x0. Shape letters: B batch; "..." whatever one sample looks like.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+LossType = Literal["mse", "huber", "mae"]
 
 
 def sample_sigmas(
@@ -45,3 +50,21 @@ def flow_loss_per_sample(velocity: Tensor, target: Tensor) -> Tensor:
 def flow_loss(velocity: Tensor, target: Tensor) -> Tensor:
     """Mean square error in float32 over the batch."""
     return flow_loss_per_sample(velocity, target).mean()
+
+
+def errors(answer: Tensor, target: Tensor, kind: LossType, delta: float = 1.0) -> Tensor:
+    """How far off each number is, in float32. `delta` is where Huber's square turns straight."""
+    answer, target = answer.float(), target.float()
+    match kind:
+        case "mse":
+            return (answer - target).square()
+        case "mae":
+            return (answer - target).abs()
+        case "huber":
+            return F.huber_loss(answer, target, reduction="none", delta=delta)
+
+
+def masked_mean(values_BZHW: Tensor, mask_B1HW: Tensor) -> Tensor:
+    """The mean of each sample, (B,), in which a latent cell counts as much as the mask says."""
+    weighed = (values_BZHW * mask_B1HW).flatten(1).sum(1)
+    return weighed / (mask_B1HW.flatten(1).sum(1) * values_BZHW.shape[1])

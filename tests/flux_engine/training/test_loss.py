@@ -3,9 +3,11 @@
 import torch
 
 from flux_engine.training.loss import (
+    errors,
     flow_loss,
     flow_loss_per_sample,
     guided_target,
+    masked_mean,
     noised,
     sample_sigmas,
     velocity_target,
@@ -49,3 +51,16 @@ def test_noise_levels_are_logit_normal_and_repeatable() -> None:
     assert abs(logits.mean().item() - 0.5) < 0.02
     assert abs(logits.std().item() - 0.8) < 0.02
     assert torch.equal(first, again)
+
+
+def test_hubers_error_is_a_square_that_turns_straight() -> None:
+    off = errors(torch.tensor([0.5, -4.0]), torch.zeros(2), "huber", delta=1.0)
+    assert off.tolist() == [0.125, 3.5]
+    assert errors(torch.tensor([-4.0]), torch.zeros(1), "mae").tolist() == [4.0]
+
+
+def test_a_masked_mean_of_ones_is_the_mean() -> None:
+    values = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(
+        masked_mean(values, torch.ones(2, 1, 4, 4)), values.flatten(1).mean(1)
+    )
