@@ -52,6 +52,15 @@ def prompts(world: World, count: int, unseen: int, seed: int = 0) -> list[str]:
     return [world.caption(row, i) for i, row in enumerate(mixed)]
 
 
+def reserved_prompts(world: World, count: int, word: str, seed: int = 0) -> list[str]:
+    """Captions of `count` different combinations with one reserved shape."""
+    rows = torch.unique(world.reshaped(world.combinations(), word), dim=0)
+    chosen = spread(rows, count, seed)
+    if len(chosen) < count:
+        raise ValueError(f"asked for {count} rows with {word}; the world has {len(rows)}")
+    return [world.caption(row, i) for i, row in enumerate(chosen)]
+
+
 def write_manifest(path: Path, texts: list[str], name: str = "demo") -> None:
     """One row a prompt; the keys are numbered."""
     keys = [f"{name}-{i:04}" for i in range(len(texts))]
@@ -64,12 +73,17 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--held-out", type=int, help="rows never trained on; default: a third")
+    parser.add_argument("--word", help="a reserved shape that all prompts name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="demo", help="what keys begin with")
     parser.add_argument("--world", choices=("one", "two"), default="one")
     given = parser.parse_args()
-    unseen = given.rows // 3 if given.held_out is None else given.held_out
-    texts = prompts(recipe(given.world).world, given.rows, unseen, given.seed)
+    world = recipe(given.world).world
+    if given.word:
+        texts = reserved_prompts(world, given.rows, given.word, given.seed)
+    else:
+        unseen = given.rows // 3 if given.held_out is None else given.held_out
+        texts = prompts(world, given.rows, unseen, given.seed)
     write_manifest(given.path, texts, given.name)
 
 

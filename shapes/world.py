@@ -107,6 +107,16 @@ class World(ABC):
         """Which rows have none of the reserved shapes."""
         return (rows_NA < torch.tensor(self.counts)).all(dim=1)
 
+    def reshaped(self, rows_NA: Tensor, word: str) -> Tensor:
+        """The rows with figures of a reserved shape; ValueError if the word is none of them."""
+        shape = self.attributes.index("shape")
+        words, known = self.values["shape"], self.counts[shape]
+        if word not in words[known:]:
+            raise ValueError(f"{word!r}: reserved words are {', '.join(words[known:])}")
+        out = rows_NA.clone()
+        out[:, shape] = words.index(word)
+        return out
+
     def some(self, count: int, random: torch.Generator) -> Tensor:
         """So many different combinations."""
         rows = self.combinations()

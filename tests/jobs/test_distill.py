@@ -81,7 +81,7 @@ def test_a_killed_run_that_goes_on_makes_the_same_bytes_and_is_verified(tmp_path
     wanted = contents(tmp_path / "whole")
     config = write_job(tmp_path, "killed", workers=2)
     process = start(config)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 250
     while not list((tmp_path / "killed" / "data").glob("*.parquet")):
         assert process.poll() is None
         assert time.monotonic() < deadline

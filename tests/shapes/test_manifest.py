@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from shapes.manifest import prompts, write_manifest
+from shapes.manifest import prompts, reserved_prompts, write_manifest
 from shapes.recipe import ONE, TWO
 
 WORLD = ONE.world
@@ -29,6 +29,14 @@ def test_a_third_can_be_held_out_and_all_values_are_equally_common() -> None:
 def test_no_combination_comes_twice() -> None:
     rows = asked(prompts(WORLD, 256, 85))
     assert len({tuple(row.tolist()) for row in rows}) == 256
+
+
+def test_all_prompts_may_name_one_reserved_shape() -> None:
+    texts = reserved_prompts(WORLD, 128, "zorb")
+    assert len(set(texts)) == 128
+    assert all(" zorb" in text for text in texts)
+    rows = asked(texts)
+    assert not WORLD.known(rows).any()
 
 
 def test_the_same_arguments_make_the_same_file(tmp_path: Path) -> None:
