@@ -14,30 +14,32 @@ Guidance = Annotated[FiniteFloat, Field(ge=0.0, le=1000.0)]
 class Timesteps(Schema):
     """Where noise levels are drawn.
 
-    `uniform`; `logit_normal`: the sigmoid of a normal draw; `shifted`: one of both (`base`), bent
-    by `shift`; `flux_shift`: logit-normal, bent by the shift that the published schedule has for
-    the picture's size; `diffsynth`: DiffSynth-Studio's table with its rounding; `diffsynth_exact`:
-    the table without the rounding.
+    `uniform`; `logit_normal`: the sigmoid of a normal draw; both bent by `shift`. `flux_shift`:
+    logit-normal, bent as the published schedule is for the picture's size. `diffsynth`:
+    DiffSynth-Studio's table with its rounding; `diffsynth_exact`: without that.
     """
 
-    kind: Literal[
-        "uniform", "logit_normal", "shifted", "flux_shift", "diffsynth", "diffsynth_exact"
-    ] = "logit_normal"
+    kind: Literal["uniform", "logit_normal", "flux_shift", "diffsynth", "diffsynth_exact"] = (
+        "logit_normal"
+    )
     mean: FiniteFloat = 0.0
     spread: Positive = 1.0
-    shift: Positive = 3.0
-    base: Literal["uniform", "logit_normal"] = "uniform"
+    shift: Positive = 1.0
 
     @model_validator(mode="after")
     def _used(self) -> Self:
-        uses: dict[str, set[str]] = {
-            "logit_normal": {"mean", "spread"},
+        uses = {
+            "uniform": {"shift"},
+            "logit_normal": {"mean", "spread", "shift"},
             "flux_shift": {"mean", "spread"},
-            "shifted": {"shift", "base"}
-            | ({"mean", "spread"} if self.base == "logit_normal" else set()),
         }
         refuse_unused(self, uses.get(self.kind, set()), f"timesteps {self.kind}")
         return self
+
+    @property
+    def options(self) -> dict[str, float]:
+        """What was said beside the kind."""
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set - {"kind"})}
 
 
 class Loss(Schema):

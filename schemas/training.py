@@ -10,46 +10,14 @@ from schemas.address import check_address
 from schemas.base import Schema
 from schemas.engine import ModelEntry
 from schemas.jobs import Count, flatten
-from schemas.learning import Broken, Guidance, Loss, OptimizerConfig, RateSchedule, Timesteps
+from schemas.learning import Broken, Loss, OptimizerConfig, RateSchedule, Timesteps
 from schemas.sampling import Prompt, Sampling, Seed, Side
+from schemas.task import DRAWN, EXTRA_INPUTS, GUIDED, Share, Task, Told, TrainDataset, check_range
 
-Task = Literal[
-    "sft", "direct_distill", "reflow", "jump", "x0", "kd", "kd_w", "prior",
-    "sft:train", "direct_distill:train",
-]  # fmt: skip
-Share = Annotated[FiniteFloat, Field(ge=0.0, le=1.0)]
 Rank = Annotated[int, Field(ge=1, le=4096)]
 Alpha = Annotated[FiniteFloat, Field(gt=0.0)]
 
-EXTRA_INPUTS = (
-    "seed", "rand_device", "num_inference_steps", "cfg_scale", "embedded_guidance",
-    "min_timestep_boundary", "max_timestep_boundary", "noise_scale",
-)  # fmt: skip
 INGEST = "is read by `python -m jobs.ingest` (kind: table), which makes a dataset of it: name that"
-
-
-class TrainDataset(Schema):
-    """One dataset, and how it takes part: distillation targets, or a table of pictures.
-
-    `weight` is its share of the micro-batches; where no dataset has one, sizes are the shares.
-    What is None is as the job says.
-    """
-
-    path: str
-    weight: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
-    task: Task | None = None
-    dataset_repeat: Count | None = None
-    trigger_word: str | None = None
-    caption_dropout: Share | None = None
-    mask: bool = False
-    prompt_column: str = "prompt"
-    drop_small_buckets: bool = False
-
-    @field_validator("path")
-    @classmethod
-    def _no_secrets(cls, path: str) -> str:
-        check_address(path)
-        return path
 
 
 class TrainJob(Schema):
@@ -107,7 +75,7 @@ class TrainJob(Schema):
 
     timesteps: Timesteps = Timesteps()
     loss: Loss = Loss()
-    embedded_guidance: Guidance | tuple[Guidance, Guidance] | Literal["row"] = 1.0
+    embedded_guidance: Told | None = None
     learning_rate: Annotated[FiniteFloat, Field(gt=0.0)] = 1e-4
     weight_decay: Annotated[FiniteFloat, Field(ge=0.0)] = 0.01
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -256,12 +224,7 @@ class TrainJob(Schema):
                     f"workers {count}: gradient_accumulation_steps {n} are the micro-batches of "
                     "all workers together, so that their number divides it"
                 )
-        if isinstance(self.embedded_guidance, tuple) and not (
-            self.embedded_guidance[0] <= self.embedded_guidance[1]
-        ):
-            raise ValueError(
-                f"embedded_guidance {list(self.embedded_guidance)}: the first is the smaller one"
-            )
+        check_range(self.embedded_guidance)
         weights = [dataset.weight for dataset in self.datasets]
         if None in weights and any(weights):
             raise ValueError("weight: give one to every dataset, or to none")
@@ -273,8 +236,24 @@ class TrainJob(Schema):
             raise ValueError("sampling.loras: sample pictures wear what is trained, and no more")
         return self
 
+    @model_validator(mode="after")
+    def _all_is_used(self) -> Self:
+        tasks = [dataset.refuse_idle(self.task_of(dataset)) for dataset in self.datasets]
+        for name, users in (("timesteps", DRAWN), ("embedded_guidance", GUIDED)):
+            if name in self.model_fields_set and not users.intersection(tasks):
+                raise ValueError(
+                    f"{name}: of no effect with task {', '.join(sorted(set(tasks)))}; it is for "
+                    f"{', '.join(sorted(users))}"
+                )
+        return self
+
     def task_of(self, dataset: TrainDataset) -> Task:
         return dataset.task or self.task
+
+    def guidance_of(self, dataset: TrainDataset) -> Told | None:
+        """None: as the task has it."""
+        told = dataset.embedded_guidance
+        return self.embedded_guidance if told is None else told
 
     def repeat_of(self, dataset: TrainDataset) -> int:
         return dataset.dataset_repeat or self.dataset_repeat

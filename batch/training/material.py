@@ -200,9 +200,7 @@ class PictureSource:
         plain = self._kept.get(row) or self._made(row)
         told = captions.told(plain.caption, dropped=dropped)
         text = self.texts[told, self.length]
-        return replace(
-            plain, caption=told, t5_TW=text.t5.float(), pooled_P=text.clip.float()
-        )
+        return replace(plain, caption=told, t5_TW=text.t5.float(), pooled_P=text.clip.float())
 
     def _made(self, row: int) -> Material:
         """What the row has whatever it is told."""
