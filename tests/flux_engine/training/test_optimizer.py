@@ -58,7 +58,7 @@ def test_a_state_that_went_through_a_file_goes_on_with_the_same_bits(
 
 
 def test_what_an_optimizer_does_not_take_is_named_with_what_it_takes() -> None:
-    with pytest.raises(SettingError, match="does not take beta; it takes .*betas"):
+    with pytest.raises(SettingError, match=r"does not take beta; it takes .*betas"):
         make_optimizer("adamw", parameters(), rate=1e-3, weight_decay=0.0, options={"beta": 0.9})
 
 
