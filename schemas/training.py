@@ -67,6 +67,7 @@ class TrainJob(Schema):
     preset_lora_path: str | None = None
     preset_lora_model: Literal["dit"] | None = None
     lora_layout: Literal["diffusers", "kohya", "bfl", "diffsynth"] = "diffusers"
+    save_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     align_to_opensource_format: bool = False
     remove_prefix_in_ckpt: Literal["pipe.dit."] | None = None
     use_gradient_checkpointing: bool = False
@@ -164,8 +165,11 @@ class TrainJob(Schema):
         older = [
             name for name in ("model_paths", "model_id_with_origin_paths") if getattr(self, name)
         ]
-        if self.model is not None and older:
-            raise ValueError(f"model and {' and '.join(older)}: give one of them")
+        if (self.model is not None) == bool(older):
+            there = " and ".join(["model", *older] if older else ["none of them"])
+            raise ValueError(
+                f"give model, or model_paths and model_id_with_origin_paths; there is {there}"
+            )
         for entry in self.model_id_with_origin_paths:
             if not all(entry.rpartition(":")[::2]):
                 raise ValueError(
@@ -293,8 +297,8 @@ LORA_ONLY = {
 }  # fmt: skip
 ENDS = ("num_epochs", "max_steps")
 NOT_LEARNED = (
-    "output_path", "dataset_num_workers", "device", "workers", "max_failures", "save_steps",
-    "checkpoint_steps", "keep_checkpoints", "sample_", "sampling", "lora_layout",
+    "output_path", "model", "dataset_num_workers", "device", "workers", "max_failures",
+    "save_steps", "checkpoint_steps", "keep_checkpoints", "sample_", "sampling", "lora_layout", "save_dtype",
     "align_to_opensource_format", "remove_prefix_in_ckpt", "use_gradient_checkpointing",
     "find_unused_parameters", "nan",
 )  # fmt: skip

@@ -40,13 +40,9 @@ class Curriculum:
     """All of them. `job` is resolved. JobError, TargetsError and ManifestError for what cannot be
     learned from, before anything is computed."""
 
-    def __init__(
-        self, job: TrainJob, parts: ModelParts, texts: TextsByKey, encode: Encode
-    ) -> None:
-        self.job = job
-        self.courses = tuple(
-            opened(job, dataset, parts, texts, encode) for dataset in job.datasets
-        )
+    def __init__(self, job: TrainJob, parts: ModelParts, texts: TextsByKey, encode: Encode) -> None:
+        self.job, self.parts = job, parts
+        self.courses = tuple(opened(job, dataset, parts, texts, encode) for dataset in job.datasets)
         self.stream = Stream(
             [course.share for course in self.courses],
             seed=job.seed,
@@ -115,9 +111,7 @@ class Curriculum:
 
     @property
     def digests(self) -> dict[str, str]:
-        return {
-            name: told["digest"] for name, told in zip(self.names, self.lineage, strict=True)
-        }
+        return {name: told["digest"] for name, told in zip(self.names, self.lineage, strict=True)}
 
 
 def opened(
@@ -140,9 +134,7 @@ def opened(
         source = picture_source(job, dataset, texts, encode)
     objective = objective_of(job, dataset, timestep_shift=parts.timestep_shift)
     check_kind(objective, source.kind, task, dataset.path)
-    batches = BucketBatches(
-        source, job.batch_size, job.seed, drop_small=dataset.drop_small_buckets
-    )
+    batches = BucketBatches(source, job.batch_size, job.seed, drop_small=dataset.drop_small_buckets)
     dropout = job.dropout_of(dataset)
     return Course(
         dataset=dataset,

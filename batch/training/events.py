@@ -28,7 +28,7 @@ class Events:
             logger.info("no TensorBoard events: pip install fluxmill[tensorboard] brings them")
             return
         folder = Path(storage.path(FOLDER))
-        self._writer = SummaryWriter(str(folder), purge_step=after + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=after + 1)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:

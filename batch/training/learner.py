@@ -1,7 +1,7 @@
 """The model that learns, with what is trained on it, its optimizer and its steps."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,14 +11,16 @@ from batch.errors import OutputError
 from batch.training.models import ModelParts
 from flux_engine.holding import open_bits, settle_bits
 from flux_engine.models.dit import FluxTransformer
-from flux_engine.training.lora import LoraShape, TrainedLora, merge_into
+from flux_engine.training.lora import LoraShape, TrainedLora
 from flux_engine.training.net import Checkpointing, Net
 from flux_engine.training.optimizer import make_optimizer
+from flux_engine.training.preset import merge
 from flux_engine.training.rates import Rates
 from flux_engine.training.reduction import Reduction
 from flux_engine.training.stepper import Stepper, TrainingState
-from flux_engine.weights.lora.read import lora_file, read_lora
+from flux_engine.weights.lora.models import Models
 from flux_engine.weights.lora.names import Sizes
+from flux_engine.weights.lora.read import lora_file, read_lora
 from flux_engine.weights.source import ModelSource, fetch
 from schemas.training import TrainJob
 
@@ -38,9 +40,7 @@ class Learner:
         compute = getattr(torch, job.torch_dtype)
         self.dit = prepared(job, parts, device)
         self.trained = trained_on(self.dit, job)
-        self.net = Net(
-            self.dit, self.trained, compute=compute, checkpointing=checkpointing_of(job)
-        )
+        self.net = Net(self.dit, self.trained, compute=compute, checkpointing=checkpointing_of(job))
         parameters = self.net.trainable
         rates = Rates(
             rate=job.learning_rate,
@@ -84,6 +84,18 @@ class Learner:
             return average.tensors
         return {name: p.detach() for name, p in self.stepper.parameters.items()}
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model is what will be written."""
+        average = self.stepper.average
+        if average is not None:
+            average.swap()
+        try:
+            yield
+        finally:
+            if average is not None:
+                average.swap()
+
 
 def shape_of(job: TrainJob) -> LoraShape:
     return LoraShape(
@@ -113,7 +125,7 @@ def prepared(job: TrainJob, parts: ModelParts, device: torch.device) -> FluxTran
     dit = parts.dit(getattr(torch, job.master_dtype if whole else job.torch_dtype))
     if job.preset_lora_path is not None:
         file = lora_file(fetch(ModelSource(job.preset_lora_path)))
-        merge_into(dit, [(read_lora(file, Sizes(dit.spec)), 1.0)])
+        merge(Models(dit), [(read_lora(file, Sizes(dit.spec)), 1.0)])
     if job.fp8_models:
         open_bits(dit, products=False)
         settle_bits(dit)
@@ -126,7 +138,3 @@ def trained_on(dit: FluxTransformer, job: TrainJob) -> TrainedLora:
         file = lora_file(fetch(ModelSource(job.lora_checkpoint)))
         trained.load(read_lora(file, Sizes(dit.spec)))
     return trained
-
-
-def folder_for(name: str) -> Path:
-    return Path(name)

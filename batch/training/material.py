@@ -14,7 +14,6 @@ from torch.nn import functional as F  # noqa: N812
 
 from batch.errors import JobError
 from batch.manifest import Manifest
-from batch.output import DATA
 from batch.targets.copy import local
 from batch.targets.dataset import Part, TargetDataset
 from batch.targets.files import Bucket, inventory
@@ -25,7 +24,7 @@ from batch.training.pictures import PictureRows
 from batch.training.source import Captions, inputs
 from flux_engine.encode import TextKey
 from flux_engine.training.material import Material
-from schemas.training import EXTRA_INPUTS
+from schemas.task import EXTRA_INPUTS
 
 CELL = 8  # pixels to the side of a latent cell
 ROOM = 2 * 2**30  # bytes of latents that are kept in memory

@@ -13,15 +13,13 @@ from flux_engine.assembly import open_model, timestep_shift, tokenizer_folder
 from flux_engine.encode import PictureCoder, TextModels, layout_for
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.text import load_tokenizer
-from flux_engine.models.vae import SCALE, SHIFT, AutoEncoder
+from flux_engine.models.vae import SCALE, SHIFT
 from flux_engine.weights.fingerprint import fingerprint
 from flux_engine.weights.folder import ModelFiles
 from flux_engine.weights.keymaps.recipe import Role
 from flux_engine.weights.load import ROLES, LoadedModels, load_models, on_paper
 from flux_engine.weights.source import ModelSource, fetch
 from schemas.training import TrainJob
-
-DEFAULT = "flux-shapes"
 
 
 class ModelParts:
@@ -49,15 +47,10 @@ class ModelParts:
         job = self.job
         groups: list[Sequence[Path]] = []
         names: list[str] = []
-        if isinstance(job.model, str) or not (
-            job.model or job.model_paths or job.model_id_with_origin_paths
-        ):
-            assert not isinstance(job.model, tuple) or not job.model
-            folder, found = open_model(job.model or DEFAULT)
-            self.folder = folder
+        if isinstance(job.model, str):
+            self.folder, found = open_model(job.model)
             return list(found), [str(group[0].parent) for group in found]
         for entry in job.model or ():
-            assert not isinstance(entry, str)
             groups.append(fetch(ModelSource(**entry.source())))
             names.append(str(entry.path or f"{entry.model_id}:{entry.origin_file_pattern}"))
         for path in job.model_paths:
@@ -115,7 +108,7 @@ class ModelParts:
     def text(self, device: torch.device, why: str) -> TextModels:
         """Both encoders on the device, with their tokenizers."""
         for role in ("clip", "t5"):
-            self.need(role, why)  # type: ignore[arg-type]
+            self.need(role, why)
         loaded = self._loaded("clip", "t5")
         assert loaded.clip is not None
         assert loaded.t5 is not None

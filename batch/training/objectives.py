@@ -7,7 +7,7 @@ from flux_engine.training.direct import DirectDistill
 from flux_engine.training.objective import Objective
 from flux_engine.training.prior import Prior
 from flux_engine.training.sft import Sft
-from flux_engine.training.students import Jump, Kd, KdW, Reflow, X0
+from flux_engine.training.students import X0, Jump, Kd, KdW, Reflow
 from flux_engine.training.terms import Terms
 from flux_engine.training.timesteps import timesteps
 from schemas.task import TrainDataset
@@ -24,9 +24,7 @@ def objective_of(job: TrainJob, dataset: TrainDataset, *, timestep_shift: bool) 
     told: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
     match task:
         case "sft" | "sft:train":
-            return Sft(
-                timesteps=levels, terms=terms, posterior_mean=dataset.posterior_mean, **told
-            )
+            return Sft(timesteps=levels, terms=terms, posterior_mean=dataset.posterior_mean, **told)
         case "prior":
             return Prior(timesteps=levels, terms=terms, **told)
         case "reflow":

@@ -57,7 +57,7 @@ class Sampler:
         told = self._told(prompt)
         ids = position_ids(told.text_GTW.shape[1], height, width)
         noise = start_noise(seed, (self.coder.vae.spec.latent_channels, height, width))
-        x_BSC = denoise(
+        made = denoise(
             self.dit,
             pack(noise[None].to(device)),
             told,
@@ -65,7 +65,7 @@ class Sampler:
             table_NGMD=modulation_table(self.dit, levels[:-1].to(device), told),
             rotation_2LR=self.dit.rotation(ids).to(device),
         )
-        return unpack(x_BSC, height, width)[0].cpu()
+        return unpack(made, height, width)[0].cpu()
 
     def _told(self, prompt: str) -> Conditions:
         said, device = self.job.sampling, self.dit.img_in.weight.device

@@ -1,17 +1,15 @@
 """One rank of a training run: a plain class, for which it does not matter who calls it."""
 
-import json
 import logging
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from batch.errors import OutputError, RunFailed
+from batch.errors import RunFailed
 from batch.storage import Storage
 from batch.training.checkpoint import Checkpoint, Checkpoints
 from batch.training.curriculum import Curriculum
@@ -71,7 +69,6 @@ class Autoencoder:
         self.parts, self.device = parts, device
         self._coder: PictureCoder | None = None
 
-    @property
     def coder(self) -> PictureCoder:
         if self._coder is None:
             self._coder = self.parts.coder(self.device, "there are pictures to encode or to show")
@@ -79,7 +76,7 @@ class Autoencoder:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The latent of one picture: its mean, in a batch of its own, whoever its neighbours."""
-        return self.coder.encode([pixels], 1, None)[0]
+        return self.coder().encode([pixels], 1, None)[0]
 
 
 class TrainWorker:
@@ -139,7 +136,12 @@ class TrainWorker:
             self.metrics = Metrics(self.storage, self.step)
             self.events = Events(self.storage, self.step)
             self.results = Results(
-                self.job, self.storage, self.curriculum, self.learner, self.autoencoder, self.texts
+                self.job,
+                self.storage,
+                self.curriculum,
+                self.learner,
+                self.autoencoder.coder,
+                self.texts,
             )
         try:
             for work in self.loader.steps(self.step):
@@ -217,9 +219,7 @@ class TrainWorker:
         told = {name: value for name, value in scalars.items() if value is not None}
         self.events.add(self.step, told)
         if self.step == 1 or self.step % 10 == 0:
-            logger.info(
-                "step", extra={"step": self.step, "loss": line["loss"], "seconds": round(seconds, 3)}
-            )  # fmt: skip
+            logger.info("step", extra={n: line[n] for n in ("step", "loss", "seconds")})
 
     def _by_dataset(self, facts: StepFacts) -> dict[str, float | None]:
         """The mean loss of each dataset that took part in the step."""
@@ -241,9 +241,7 @@ class TrainWorker:
         self._kept = self.step
         if self.first:
             self.metrics.write()
-            self.checkpoints.write(
-                Checkpoint(self.step, self.learner.stepper.state(), self.told())
-            )
+            self.checkpoints.write(Checkpoint(self.step, self.learner.stepper.state(), self.told()))
             logger.info("checkpoint", extra={"step": self.step})
 
 
