@@ -137,6 +137,11 @@ class TargetDataset(Dataset[TargetRow]):
         """A row's height and width; nothing is read."""
         return self._file(number)[1].bucket
 
+    def where(self, number: int) -> str:
+        """A row's file and its place in there; nothing is read."""
+        _, file = self._file(number)
+        return f"{file.path} row {number % len(self) - file.first}"
+
     def buckets(self) -> dict[Bucket, np.ndarray]:
         """The numbers of each size's rows, rising."""
         out: dict[Bucket, list[np.ndarray]] = {}

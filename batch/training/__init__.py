@@ -1,0 +1,1 @@
+"""Training: rows into samples, checkpoints, the driver and its report."""

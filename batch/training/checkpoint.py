@@ -1,0 +1,182 @@
+"""Where a run stands, so that it can go on from there: folders that are whole or not there.
+
+`_run/checkpoints/step-00000120/` holds what is trained, the optimizer's state and the average as
+safetensors, all else as JSON, and a marker that is put there last. A folder without the marker is
+what a writer left who fell, or one that is being written: readers pass it over.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from batch.errors import OutputError
+from batch.output import RUN, to_json
+from batch.storage import Storage, sync
+from flux_engine.training.stepper import TrainingState
+from flux_engine.weights.reader import read_tensors
+from flux_engine.weights.writer import write_tensors
+
+FOLDER = f"{RUN}/checkpoints"
+COMPLETE = "COMPLETE"
+STATE = "state.json"
+PARTS = ("trainable", "optimizer", "average")
+VERSION = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after `step` steps; `told` is what the run wants to know of itself."""
+
+    step: int
+    state: TrainingState
+    told: Mapping[str, Any]
+
+
+class Checkpoints:
+    """A run's, in its output. One process writes, any number read."""
+
+    def __init__(self, storage: Storage, keep: int = 2) -> None:
+        self.storage, self.keep = storage, keep
+
+    def steps(self) -> list[int]:
+        """Steps of the whole ones, rising; torn ones are named in the log."""
+        out = []
+        for name in self.storage.folders(FOLDER):
+            if not name.startswith("step-"):
+                continue  # a temporary one of somebody who fell
+            if self.storage.exists(f"{FOLDER}/{name}/{COMPLETE}"):
+                out.append(int(name.removeprefix("step-")))
+            else:
+                logger.warning("torn checkpoint passed over", extra={"checkpoint": name})
+        return sorted(out)
+
+    def latest(self) -> Checkpoint | None:
+        """The last whole one; a file that is not as it was written makes it none."""
+        for step in reversed(self.steps()):
+            found = self._read(step)
+            if found is not None:
+                return found
+        return None
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Write it, and take away those that are too many. One that is there already stays."""
+        name = folder_of(checkpoint.step)
+        if not self.storage.exists(f"{name}/{COMPLETE}"):
+            with tempfile.TemporaryDirectory(dir=self._room()) as folder:
+                made = Path(folder) / f"part-{uuid.uuid4().hex}"
+                fill(made, checkpoint)
+                self._publish(made, name)
+        for step in self.steps()[: -self.keep]:
+            self._remove(step)
+
+    def _room(self) -> Path | None:
+        """Where folders are put together: beside the checkpoints, so that a rename suffices."""
+        if not self.storage.local:
+            return None
+        room = Path(self.storage.path(f"{RUN}/tmp"))
+        room.mkdir(parents=True, exist_ok=True)
+        return room
+
+    def _publish(self, made: Path, name: str) -> None:
+        if self.storage.local:
+            target = Path(self.storage.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():  # torn
+                shutil.rmtree(target)
+            made.rename(target)
+            sync_folder(target.parent)
+            return
+        self.storage.remove_folder(name)
+        names = sorted(path.name for path in made.iterdir() if path.name != COMPLETE)
+        for file in [*names, COMPLETE]:
+            self.storage.replace(f"{name}/{file}", (made / file).read_bytes())
+
+    def _remove(self, step: int) -> None:
+        """The marker first, so that nobody takes what is half gone for whole."""
+        self.storage.remove(f"{folder_of(step)}/{COMPLETE}")
+        self.storage.remove_folder(folder_of(step))
+
+    def _read(self, step: int) -> Checkpoint | None:
+        name = folder_of(step)
+        sums = json.loads(self.storage.read(f"{name}/{COMPLETE}"))
+        with tempfile.TemporaryDirectory() as folder:
+            for file, wanted in sums.items():
+                path = self._fetched(name, file, Path(folder))
+                if path is None or sum_of(path) != wanted:
+                    logger.warning(
+                        "damaged checkpoint passed over",
+                        extra={"checkpoint": name, "file": file},
+                    )
+                    return None
+            here = Path(self.storage.path(name)) if self.storage.local else Path(folder)
+            told = json.loads((here / STATE).read_text())
+            if told["version"] != VERSION:
+                raise OutputError(
+                    f"{self.storage.uri}/{name}: has layout {told['version']}, and this reader "
+                    f"knows {VERSION} alone"
+                )
+            tensors = {part: tensors_of(here / f"{part}.safetensors") for part in PARTS}
+        state = TrainingState(told=told["optimizer"], **tensors)
+        return Checkpoint(step, state, told["run"])
+
+    def _fetched(self, name: str, file: str, folder: Path) -> Path | None:
+        """A file on this machine."""
+        if self.storage.local:
+            path = Path(self.storage.path(f"{name}/{file}"))
+            return path if path.is_file() else None
+        if not self.storage.exists(f"{name}/{file}"):
+            return None
+        (folder / file).write_bytes(self.storage.read(f"{name}/{file}"))
+        return folder / file
+
+
+def folder_of(step: int) -> str:
+    return f"{FOLDER}/step-{step:08d}"
+
+
+def fill(folder: Path, checkpoint: Checkpoint) -> None:
+    """All files of a checkpoint, the marker with their sums last."""
+    folder.mkdir(parents=True)
+    state = checkpoint.state
+    for part in PARTS:
+        write_tensors(folder / f"{part}.safetensors", getattr(state, part), {"format": "pt"})
+    told = {"version": VERSION, "optimizer": state.told, "run": dict(checkpoint.told)}
+    (folder / STATE).write_bytes(to_json(told))
+    sync(folder / STATE)
+    files = [*(f"{part}.safetensors" for part in PARTS), STATE]
+    (folder / COMPLETE).write_bytes(to_json({file: sum_of(folder / file) for file in files}))
+    sync(folder / COMPLETE)
+    sync_folder(folder)
+
+
+def sum_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """Copies, so that the file may go."""
+    return {name: tensor.clone() for name, tensor in read_tensors([path], None).items()}
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names on the disk."""
+    with suppress(OSError):  # some file systems have no such thing
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

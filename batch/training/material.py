@@ -1,0 +1,248 @@
+"""Rows into what a trainer has of them: of distillation targets, or of pictures with captions."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from batch.errors import JobError
+from batch.manifest import Manifest
+from batch.targets.copy import local
+from batch.targets.dataset import Part, TargetDataset
+from batch.targets.files import Bucket, inventory
+from batch.targets.layout import tensor_names
+from batch.targets.text import Told
+from batch.training.kept import Kept
+from batch.training.pictures import PictureRows
+from batch.training.source import Captions, inputs
+from flux_engine.encode import TextKey
+from flux_engine.training.material import Material
+from schemas.task import EXTRA_INPUTS
+
+CELL = 8  # pixels to the side of a latent cell
+ROOM = 2 * 2**30  # bytes of latents that are kept in memory
+TENSORS = ("latent", "moments", "u", "v_cond", "v_uncond", "mask")
+RECORDED = ("seed", "num_inference_steps", "embedded_guidance", "cfg_scale")
+HELD: dict[str, tuple[Part, ...]] = {  # by kind, beside tensors and text
+    "pair": ("noise",),
+    "path": ("noise", "states"),
+    "velocity": ("noise",),
+}
+
+Encode = Callable[[Tensor], Tensor]  # a picture's pixels (3, H, W) into its latent (Z, h, w)
+
+
+class TextsByKey(Protocol):
+    """Texts by caption and length."""
+
+    def __getitem__(self, key: TextKey) -> Told: ...
+
+
+class TargetSource:
+    """Distillation targets of any kind."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        texts: TextsByKey,
+        extra_inputs: Iterable[str] = (),
+        mask: bool = False,
+    ) -> None:
+        """JobError for a column or a mask that its rows do not have."""
+        self.address, self.texts, self.mask = address, texts, mask
+        told = inventory(local(address)).identity["target"]
+        names = [name for name in TENSORS if name in tensor_names(told)]
+        plain = TargetDataset(address, parts=("tensors",), tensors=names)
+        parts: tuple[Part, ...] = ("tensors", *HELD.get(plain.kind, ()))
+        if plain.has_text:
+            parts = (*parts, "text")
+        self.dataset = TargetDataset(address, parts=parts, tensors=names)
+        self.kind = self.dataset.kind
+        if mask and "mask" not in names:
+            raise JobError(f"{address}: mask is asked for, and its rows have none")
+        self.extra = tuple(extra_inputs)
+        refuse_lost(self.extra, {*RECORDED, *self.dataset.told.carried}, address)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def buckets(self) -> dict[Bucket, np.ndarray]:
+        return self.dataset.buckets()
+
+    def row_groups(self) -> np.ndarray:
+        return self.dataset.row_groups()
+
+    def wanted(self, captions: Captions) -> list[TextKey]:
+        keys: dict[TextKey, None] = {}
+        has = self.dataset.has_text
+        for file in self.dataset.told.files:
+            table = pq.read_table(file.path, columns=["caption", "t5_sequence_length"])
+            pairs = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+            for caption, length in dict.fromkeys(pairs):
+                for dropped in {False, captions.dropout > 0}:
+                    told = captions.told(caption, dropped=dropped)
+                    if told != caption or not has:
+                        keys[told, length] = None
+        return list(keys)
+
+    def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
+        with self._lock:
+            found = self.dataset.row(row)
+            where = f"{self.dataset.where(row)} (key {found.record.key})"
+        record, told = found.record, captions.told(found.record.caption, dropped=dropped)
+        text = found.text if told == record.caption else None
+        text = text or self.texts[told, record.t5_sequence_length]
+        tensors = {name: tensor.float() for name, tensor in found.tensors.items()}
+        values: dict[str, Any] = {
+            "seed": record.seed,
+            "num_inference_steps": record.num_inference_steps,
+            "embedded_guidance": record.embedded_guidance,
+        }
+        return Material(
+            name=where,
+            caption=told,
+            t5_TW=text.t5.float(),
+            pooled_P=text.clip.float(),
+            negative_t5_TW=found.negative.t5.float() if found.negative else None,
+            negative_pooled_P=found.negative.clip.float() if found.negative else None,
+            latent_ZHW=tensors.get("latent"),
+            moments=tensors.get("moments"),
+            noise=found.noise,
+            states=found.states,
+            sigmas=record.sigmas,
+            v_cond=tensors.get("v_cond"),
+            v_uncond=tensors.get("v_uncond"),
+            t=record.t,
+            guidances=record.guidances,
+            mask_1HW=tensors.get("mask") if self.mask else None,
+            **(values | inputs(self.extra, found.carried, where)),
+        )
+
+    def lineage(self) -> dict[str, Any]:
+        manifest = json.loads((local(self.address) / "manifest.json").read_text())
+        identity = json.dumps(manifest["identity"], sort_keys=True).encode()
+        return {
+            "address": self.address,
+            "kind": self.kind,
+            "identity": hashlib.sha256(identity).hexdigest()[:16],
+            "files": [
+                {"file": one["file"], "rows": one["rows"], "digest": one["sha256"]}
+                for one in manifest["files"]
+            ],
+            "rows": len(self.dataset),
+        }
+
+    def encoded_by(self) -> dict[str, Any]:
+        """Whose latents and texts these are, in the words of its identity."""
+        return {name: self.dataset.identity[name] for name in ("vae", "text", "latent")}
+
+
+class PictureSource:
+    """A table of pictures with captions; latents are made here, and kept while there is room."""
+
+    kind = "pictures"
+
+    def __init__(
+        self,
+        rows: PictureRows,
+        *,
+        address: str,
+        prompt_column: str,
+        texts: TextsByKey,
+        length: int,
+        encode: Encode,
+        extra_inputs: Iterable[str] = (),
+        mask: bool = False,
+        room: int = ROOM,
+    ) -> None:
+        """`length` is that of captions in T5 tokens. JobError for a column that is not there."""
+        self.rows, self.address, self.texts = rows, address, texts
+        self.length, self.mask, self.prompt_column = length, mask, prompt_column
+        self.extra = tuple(extra_inputs)
+        self.manifest = Manifest(address)
+        named = {*self.extra, *({"mask"} if mask else ())}
+        for file in self.manifest.files:
+            refuse_lost(sorted(named), set(file.schema.names), file.path)
+        self._encode = encode
+        self._kept: Kept[int, Material] = Kept(room)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def buckets(self) -> dict[Bucket, np.ndarray]:
+        return self.rows.buckets()
+
+    def row_groups(self) -> np.ndarray:
+        return self.rows.row_groups()
+
+    def wanted(self, captions: Captions) -> list[TextKey]:
+        keys: dict[TextKey, None] = {}
+        for file in self.manifest.files:
+            with self.manifest.fs.open_input_file(file.path) as stream:
+                table = pq.read_table(stream, columns=[self.prompt_column])
+            for caption in dict.fromkeys(table.column(0).to_pylist()):
+                for dropped in {False, captions.dropout > 0}:
+                    keys[captions.told(caption or "", dropped=dropped), self.length] = None
+        return list(keys)
+
+    def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
+        plain = self._kept.get(row) or self._made(row)
+        told = captions.told(plain.caption, dropped=dropped)
+        text = self.texts[told, self.length]
+        return replace(plain, caption=told, t5_TW=text.t5.float(), pooled_P=text.clip.float())
+
+    def _made(self, row: int) -> Material:
+        """What the row has whatever it is told."""
+        found = self.rows.row(row)
+        where = f"{found.where} (key {found.key})"
+        mask = None
+        if self.mask:
+            if found.mask is None:
+                raise JobError(f"{where}: mask is null, and the job trains with masks")
+            mask = F.avg_pool2d(found.mask[None], CELL)[0]
+        with self._lock:  # one picture at a time is on the device
+            latent = self._encode(found.pixels)
+        nothing = latent.new_zeros(0)
+        made = Material(
+            name=where,
+            caption=found.caption,
+            t5_TW=nothing,
+            pooled_P=nothing,
+            latent_ZHW=latent,
+            mask_1HW=mask,
+            **inputs(self.extra, found.carried, where),
+        )
+        self._kept.put(row, made, latent.nbytes + (mask.nbytes if mask is not None else 0))
+        return made
+
+    def lineage(self) -> dict[str, Any]:
+        return {
+            "address": self.address,
+            "kind": self.kind,
+            "identity": None,
+            "files": [
+                {"file": one.name, "rows": one.rows, "digest": one.footer}
+                for one in self.manifest.files
+            ],
+            "rows": len(self.rows),
+        }
+
+
+def refuse_lost(wanted: Iterable[str], there: set[str], where: str) -> None:
+    """JobError that names the columns which are asked for and not there."""
+    if lost := [name for name in wanted if name not in there]:
+        known = sorted(there & {*EXTRA_INPUTS, "mask"}) or ["none of those it takes"]
+        raise JobError(
+            f"{where}: has no column {', '.join(lost)}, which the job asks for; there is "
+            f"{', '.join(known)}"
+        )

@@ -1,0 +1,169 @@
+"""The files of a job's model by what they hold; each part is loaded when it is asked for."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from batch.errors import JobError
+from flux_engine.assembly import open_model, timestep_shift, tokenizer_folder
+from flux_engine.encode import PictureCoder, TextModels, layout_for
+from flux_engine.models.dit import FluxTransformer
+from flux_engine.models.text import load_tokenizer
+from flux_engine.models.vae import SCALE, SHIFT
+from flux_engine.weights.fingerprint import fingerprint
+from flux_engine.weights.folder import ModelFiles
+from flux_engine.weights.keymaps.recipe import Role
+from flux_engine.weights.load import ROLES, LoadedModels, load_models, on_paper
+from flux_engine.weights.source import ModelSource, fetch
+from schemas.training import TrainJob
+
+
+class ModelParts:
+    """A job's model. SourceError and CheckpointError as of the engine."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self.job, self.dtype = job, getattr(torch, job.torch_dtype)
+        self.folder: ModelFiles | None = None
+        groups, names = self._groups()
+        self.files: dict[Role, tuple[Path, ...]] = {}
+        self.named: dict[Role, str] = {}  # as the job calls a part
+        for group, name in zip(groups, names, strict=True):
+            (role,) = on_paper([group], axes=job.axes_dim)
+            if role in self.files:
+                raise JobError(f"{name} and {self.named[role]}: both are {ROLES[role]}")
+            self.files[role], self.named[role] = tuple(group), name
+        self.need("dit", "there is something to train")
+        if wrong := [n for n in job.fp8_models if n not in ("dit", self.named["dit"])]:
+            raise JobError(
+                f"fp8_models {', '.join(wrong)}: is not the transformer, which alone is kept in "
+                f"eight bits here; that is {self.named['dit']}"
+            )
+
+    def _groups(self) -> tuple[list[Sequence[Path]], list[str]]:
+        job = self.job
+        groups: list[Sequence[Path]] = []
+        names: list[str] = []
+        if isinstance(job.model, str):
+            self.folder, found = open_model(job.model)
+            return list(found), [str(group[0].parent) for group in found]
+        for entry in job.model or ():
+            groups.append(fetch(ModelSource(**entry.source())))
+            names.append(str(entry.path or f"{entry.model_id}:{entry.origin_file_pattern}"))
+        for path in job.model_paths:
+            several = (path,) if isinstance(path, str) else path
+            groups.append([file for one in several for file in fetch(ModelSource(path=one))])
+            names.append(",".join(several))
+        for told in job.model_id_with_origin_paths:
+            model_id, _, pattern = told.rpartition(":")
+            source = ModelSource(model_id=model_id, origin_file_pattern=pattern)
+            groups.append(fetch(source))
+            names.append(told)
+        return groups, names
+
+    def need(self, role: Role, why: str) -> tuple[Path, ...]:
+        """A part's files; JobError that says what they are needed for if the job names none."""
+        if role not in self.files:
+            there = ", ".join(ROLES[one] for one in self.files) or "nothing"
+            raise JobError(
+                f"the model's files are without {ROLES[role]}, and {why}; there is {there}"
+            )
+        return self.files[role]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """Of the files of each part that is there."""
+        return {str(role): fingerprint(files) for role, files in self.files.items()}
+
+    @property
+    def encoders(self) -> dict[str, Any]:
+        """Whose texts are, in the words of a dataset's identity."""
+        told = {name: self.fingerprints.get(name, {}) for name in ("clip", "t5")}
+        return {**told, "dtype": self.job.torch_dtype}
+
+    def shapes(self) -> dict[Role, nn.Module]:
+        """The parts on paper: no tensor is read."""
+        return on_paper(list(self.files.values()), axes=self.job.axes_dim)
+
+    def _loaded(self, *roles: Role, dtype: torch.dtype | None = None) -> LoadedModels:
+        groups = [self.files[role] for role in roles]
+        return load_models(groups, dtype=dtype or self.dtype, axes=self.job.axes_dim)
+
+    def dit(self, dtype: torch.dtype) -> FluxTransformer:
+        dit = self._loaded("dit", dtype=dtype).dit
+        assert dit is not None
+        return dit
+
+    def coder(self, device: torch.device, why: str) -> PictureCoder:
+        """The autoencoder on the device."""
+        self.need("vae", why)
+        vae = self._loaded("vae").vae
+        assert vae is not None
+        vae.to(device, memory_format=layout_for(device))  # type: ignore[call-overload]
+        return PictureCoder(vae, device, self.dtype)
+
+    def text(self, device: torch.device, why: str) -> TextModels:
+        """Both encoders on the device, with their tokenizers."""
+        for role in ("clip", "t5"):
+            self.need(role, why)
+        loaded = self._loaded("clip", "t5")
+        assert loaded.clip is not None
+        assert loaded.t5 is not None
+        groups = [self.files["clip"], self.files["t5"]]
+        folders = [
+            tokenizer_folder(name, given, self.folder, groups)
+            for name, given in (
+                ("tokenizer", self.job.tokenizer_1_path),
+                ("tokenizer_2", self.job.tokenizer_2_path),
+            )
+        ]
+        return TextModels(
+            loaded.clip.to(device),
+            load_tokenizer(folders[0]),
+            loaded.t5.to(device),
+            load_tokenizer(folders[1]),
+        )
+
+    @property
+    def timestep_shift(self) -> bool:
+        """Whether the published schedule of this model shifts with a picture's size."""
+        dit = self.shapes()["dit"]
+        assert isinstance(dit, FluxTransformer)
+        return timestep_shift(self.folder, guided=dit.spec.guidance)
+
+    def refuse_strangers(self, encoded: Mapping[str, Any], address: str) -> list[str]:
+        """JobError for a dataset whose latents or texts are of other models than the job's; what
+        cannot be compared, because the job does not name the files, is answered in words."""
+        latent = dict(encoded["latent"])
+        if (latent["scale"], latent["shift"]) != (SCALE, SHIFT):
+            raise JobError(f"{address}: its latents are scaled by {latent}, and not by {SCALE}, "
+                           f"{SHIFT}")  # fmt: skip
+        dit = self.shapes()["dit"]
+        assert isinstance(dit, FluxTransformer)
+        if 4 * latent["channels"] != dit.spec.channels_out:
+            raise JobError(
+                f"{address}: its latents have {latent['channels']} channels, and the transformer "
+                f"is made for {dit.spec.channels_out // 4}"
+            )
+        unchecked = []
+        for role, theirs in (
+            ("vae", encoded["vae"]["weights"]),
+            ("clip", encoded["text"]["clip"]),
+            ("t5", encoded["text"]["t5"]),
+        ):
+            ours = self.fingerprints.get(role)
+            if ours is None or not theirs:
+                unchecked.append(role)
+            elif sorted(ours.values()) != sorted(theirs.values()):
+                raise JobError(
+                    f"{address}: was made with another {ROLES[role]} ({named(theirs)}) than the "  # type: ignore[index]
+                    f"job has ({named(ours)})"
+                )
+        return unchecked
+
+
+def named(files: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(files.items()))

@@ -1,0 +1,148 @@
+"""What comes of a run: weights as they go and at the end, pictures, lineage, and the page."""
+
+import hashlib
+import json
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from batch.output import RUN, to_json
+from batch.storage import Storage
+from batch.training.curriculum import Curriculum
+from batch.training.learner import Learner
+from batch.training.material import TextsByKey
+from batch.training.metrics import read_metrics
+from batch.training.report import page
+from batch.training.samples import Sampler
+from flux_engine.encode import PictureCoder
+from flux_engine.weights.lora.write import write_lora
+from schemas.training import TrainJob
+
+FINAL_LORA, FINAL_MODEL = "lora.safetensors", "model"
+LINEAGE, PAGE, FINISHED = "lineage.json", "training.html", f"{RUN}/finished.json"
+SAMPLES = "samples"
+
+logger = logging.getLogger(__name__)
+
+
+def finished_at(storage: Storage) -> int:
+    """The step that an output's last finished run ended with; 0 if none has."""
+    if not storage.exists(FINISHED):
+        return 0
+    return int(json.loads(storage.read(FINISHED))["step"])
+
+
+class Results:
+    """Written by one rank."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        storage: Storage,
+        curriculum: Curriculum,
+        learner: Learner,
+        coder: Callable[[], PictureCoder],
+        texts: TextsByKey,
+    ) -> None:
+        self.job, self.storage = job, storage
+        self.curriculum, self.learner = curriculum, learner
+        self._coder, self._texts = coder, texts
+        self._sampler: Sampler | None = None
+        self.lineage = lineage_of(job, curriculum)
+
+    def after(self, step: int) -> None:
+        """Weights and pictures that are due after a step, but for the last one."""
+        if step >= self.curriculum.stream.steps:
+            return
+        if self.job.save_steps and step % self.job.save_steps == 0:
+            self._weights(f"step-{step:06d}", step)
+        if self.job.sample_steps and step % self.job.sample_steps == 0:
+            self._pictures(step)
+
+    def finish(self, step: int, told: Mapping[str, Any]) -> None:
+        """All that an output has in the end; that it is finished comes last."""
+        self.storage.replace(LINEAGE, to_json(self.lineage))
+        name = FINAL_MODEL if self.job.trainable_models else FINAL_LORA.partition(".")[0]
+        self._weights(name, step)
+        if self.job.sample_prompts:
+            self._pictures(step)
+        lines = read_metrics(self.storage)
+        text = page(self.job, lines, self.lineage, told, self._shown())
+        self.storage.replace(PAGE, text.encode())
+        self.storage.replace(FINISHED, to_json({"step": step, "written": time.time(), **told}))
+
+    def _weights(self, name: str, step: int) -> None:
+        lora = self.learner.trained.lora(self.learner.result())
+        lora = replace(lora, metadata=self.words(step))
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / FINAL_LORA
+            dtype = getattr(torch, self.job.save_dtype)
+            write_lora(lora, file, self.job.layout, dtype=dtype)
+            self.storage.replace(f"{name}.safetensors", file.read_bytes())
+        logger.info("weights written", extra={"file": f"{name}.safetensors", "step": step})
+
+    def words(self, step: int) -> dict[str, str]:
+        """What a file says of where it comes from."""
+        job = self.job
+        triggers = {job.trigger_of(dataset) for dataset in job.datasets} - {None}
+        text = to_json(self.lineage)
+        return {
+            "modelspec.title": self.storage.uri.rstrip("/").rpartition("/")[2],
+            "ss_steps": str(step),
+            "ss_seed": str(job.seed),
+            "ss_optimizer": job.optimizer.kind,
+            "ss_learning_rate": str(job.learning_rate),
+            "training_info": json.dumps({"step": step, "steps": self.curriculum.stream.steps}),
+            "fluxmill.base": json.dumps(self.lineage["base"], sort_keys=True),
+            "fluxmill.datasets": json.dumps(self.curriculum.digests, sort_keys=True),
+            "fluxmill.lineage": hashlib.sha256(text).hexdigest(),
+            **({"modelspec.trigger_phrase": ", ".join(sorted(filter(None, triggers)))}
+               if triggers else {}),
+        }  # fmt: skip
+
+    def _pictures(self, step: int) -> None:
+        if self._sampler is None:
+            self._sampler = Sampler(
+                self.job, self.learner.dit, self._coder(), self._texts, self.curriculum.parts
+            )
+        started = time.monotonic()
+        with self.learner.averaged():
+            for n, (_, png) in enumerate(self._sampler()):
+                self.storage.replace(f"{SAMPLES}/{picture_name(step, n)}", png)
+        logger.info(
+            "sample pictures",
+            extra={"step": step, "seconds": round(time.monotonic() - started, 3)},
+        )
+
+    def _shown(self) -> list[tuple[int, str, bytes]]:
+        """All sample pictures with their steps and prompts."""
+        out = []
+        for name in self.storage.names(SAMPLES):
+            found = re.fullmatch(r"step-(\d+)-(\d+)\.png", name)
+            if found and int(found[2]) < len(self.job.sample_prompts):
+                prompt = self.job.sample_prompts[int(found[2])]
+                out.append((int(found[1]), prompt, self.storage.read(f"{SAMPLES}/{name}")))
+        return out
+
+
+def picture_name(step: int, n: int) -> str:
+    return f"step-{step:06d}-{n:02d}.png"
+
+
+def lineage_of(job: TrainJob, curriculum: Curriculum) -> dict[str, Any]:
+    """Everything that a result was made of, by content: so that its rows are found again."""
+    return {
+        "base": curriculum.parts.fingerprints,
+        "lora_checkpoint": job.lora_checkpoint,
+        "preset_lora_path": job.preset_lora_path,
+        "recipe": job.recipe(),
+        "steps": curriculum.stream.steps,
+        "datasets": curriculum.lineage,
+    }

@@ -1,0 +1,161 @@
+"""A training job from its datasets to its result: check, go on, learn, report."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from batch.errors import JobError
+from batch.output import RUN, Output, to_json
+from batch.run import check_nodes
+from batch.training.checkpoint import Checkpoints
+from batch.training.curriculum import Curriculum
+from batch.training.models import ModelParts
+from batch.training.recipe import recipe_of
+from batch.training.results import finished_at
+from batch.training.texts import Texts
+from batch.training.worker import Autoencoder, TrainWorker
+from schemas.training import TrainJob
+
+logger = logging.getLogger(__name__)
+
+Stop = Callable[[], bool]
+Workers = Literal["local"] | int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """Where a run ended. `resumed` is the step that it went on from."""
+
+    step: int
+    steps: int
+    resumed: int
+
+    @property
+    def complete(self) -> bool:
+        return self.step >= self.steps
+
+
+def checked(job: TrainJob) -> Curriculum:
+    """The job's datasets; errors of all layers before anything is started. Nothing is loaded."""
+    parts = ModelParts(job)
+    coder = Autoencoder(parts, torch.device("cpu"))
+    curriculum = Curriculum(job, parts, Texts(parts.encoders), coder)
+    why = f"datasets of pictures ({', '.join(curriculum.names)}) are to be encoded"
+    if curriculum.pictures:
+        parts.need("vae", why)
+    if job.sample_prompts:
+        parts.need("vae", "sample_prompts are to be shown")
+    if wanted := curriculum.wanted:
+        told = f"{len(wanted)} captions have no text, as {wanted[0][0]!r}"
+        for role in ("clip", "t5"):
+            parts.need(role, told)
+    return curriculum
+
+
+def standing(job: TrainJob, curriculum: Curriculum) -> str:
+    """What of the run is in the output; OutputError if it would be refused there."""
+    output = Output(job.output_path, "parquet")
+    output.check(recipe_of(job, curriculum), ())
+    steps = Checkpoints(output.storage).steps()
+    done = max([finished_at(output.storage), *steps])
+    return f"{done} of {curriculum.stream.steps} steps are done in {job.output_path}"
+
+
+def train(
+    job: TrainJob, curriculum: Curriculum, start: Callable[[], Stop], stop: Stop
+) -> TrainReport:
+    """Learn until the end, or until somebody says stop. `job` is resolved and `checked`.
+
+    `start` starts Ray and answers how to ask whether to stop; it is called if ranks are to be
+    processes of their own. Otherwise `stop` is asked, and Ray is not needed.
+    """
+    output = Output(job.output_path, "parquet")
+    output.claim(recipe_of(job, curriculum))
+    output.storage.sweep()
+    output.storage.replace(f"{RUN}/job.json", to_json(job.model_dump(mode="json")))
+    steps = curriculum.stream.steps
+    checkpoints = Checkpoints(output.storage)
+    resumed = max(checkpoints.steps(), default=0)
+    if finished_at(output.storage) >= steps:
+        return TrainReport(steps, steps, steps)
+    count = workers_of(job, start_if_asked := Starter(start))
+    if count == "local":
+        worker = TrainWorker(job)
+        worker.setup()
+        outcome = worker.run(Asked(stop))
+        return TrainReport(outcome.step, steps, resumed)
+    from batch.training.ranks import run_on_ray  # Ray Train takes seconds to import
+
+    stop = start_if_asked()
+    check_nodes(output)
+    run_on_ray(job, count, stop)
+    done = max(finished_at(output.storage), max(checkpoints.steps(), default=0))
+    return TrainReport(done, steps, resumed)
+
+
+class Starter:
+    """Starts Ray once."""
+
+    def __init__(self, start: Callable[[], Stop]) -> None:
+        self._start = start
+        self._stop: Stop | None = None
+
+    def __call__(self) -> Stop:
+        self._stop = self._stop or self._start()
+        return self._stop
+
+
+class Asked:
+    """A signal of this process."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+
+    def stop(self) -> bool:
+        return self._stop()
+
+    def leaving(self, step: int) -> bool:  # noqa: ARG002
+        return False
+
+
+def workers_of(job: TrainJob, start: Callable[[], Stop]) -> Workers:
+    """`local`, or how many ranks. A cluster is asked what it has; JobError if that is too little.
+
+    `auto`: a rank for each GPU, or as many of them as divide a step's micro-batches; without any
+    GPU one process, this one.
+    """
+    if job.workers == "local":
+        return "local"
+    if job.workers == "auto":
+        if not os.environ.get("RAY_ADDRESS") and not torch.cuda.device_count():
+            return "local"
+        start()
+        from batch.nodes import resources
+
+        there = int(resources().get("GPU", 0)) if job.device != "cpu" else 0
+        if not there:
+            return "local"
+        n = job.gradient_accumulation_steps
+        count = max(k for k in range(1, there + 1) if n % k == 0)
+        if count < there:
+            logger.warning(
+                "GPUs stay idle: gradient_accumulation_steps is no multiple of their number",
+                extra={"gpus": there, "workers": count},
+            )
+        return count
+    start()
+    from batch.nodes import resources
+
+    least = job.workers if isinstance(job.workers, int) else job.workers[0]
+    there_are = resources()
+    gpus = int(there_are.get("GPU", 0)) if job.device != "cpu" else 0
+    if job.device == "cuda" and not gpus:
+        raise JobError("device is cuda and the cluster has no GPU")
+    of, name = (gpus, "GPUs") if gpus else (int(there_are.get("CPU", 0)), "CPUs")
+    if least > of:
+        raise JobError(f"workers: {least} asked for, and the cluster has {of} {name}")
+    return job.workers

@@ -1,0 +1,115 @@
+"""One dataset as a trainer asks it: which rows there are, what each is told, and all it has."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from batch.errors import JobError
+from batch.output import DATA
+from batch.storage import Storage
+from batch.targets.files import Bucket
+from flux_engine.encode import TextKey
+from flux_engine.training.material import Material
+from schemas.targets import METADATA
+
+
+@dataclass(frozen=True)
+class Captions:
+    """How a dataset's captions are told: with a trigger word before them, or now and then not."""
+
+    trigger: str | None = None
+    dropout: float = 0.0
+
+    def told(self, caption: str, *, dropped: bool) -> str:
+        if dropped:
+            return ""
+        if self.trigger is None or self.trigger in caption:
+            return caption
+        return f"{self.trigger}, {caption}" if caption else self.trigger
+
+
+class Source(Protocol):
+    """What is asked of a dataset; rows by number, safe from several threads."""
+
+    address: str
+    kind: str  # of targets, or "pictures"
+
+    def buckets(self) -> dict[Bucket, np.ndarray]: ...
+
+    def row_groups(self) -> np.ndarray: ...
+
+    def wanted(self, captions: Captions) -> list[TextKey]:
+        """Texts that rows may need and the dataset does not have."""
+
+    def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
+        """All that a row has, told so."""
+
+    def lineage(self) -> dict[str, Any]:
+        """Where it is, whose it is, and its files with their rows and digests."""
+
+
+def digest_of(lineage: Mapping[str, Any]) -> str:
+    """16 hex digits of a dataset's content: of its files and whose they are, not of its place."""
+    told = {name: lineage[name] for name in ("kind", "identity", "files")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_targets(address: str) -> bool:
+    """Whether a folder holds distillation targets: its first data file says so."""
+    if address.endswith(".parquet") or any(mark in address for mark in "*?["):
+        return False
+    storage = Storage(address)
+    names = [name for name in storage.names(DATA) if name.endswith(".parquet")]
+    if not names:
+        return False
+    with storage.open(f"{DATA}/{names[0]}") as file:
+        metadata = pq.read_metadata(file).metadata or {}
+    return METADATA.encode() in metadata
+
+
+NUMBERS = {
+    "embedded_guidance": (0.0, 1000.0),
+    "min_timestep_boundary": (0.0, 1.0),
+    "max_timestep_boundary": (0.0, 1.0),
+    "noise_scale": (0.0, math.inf),
+}
+FIXED = {"rand_device": "cpu", "cfg_scale": 1}
+
+
+def inputs(names: Iterable[str], carried: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a row that an objective takes; nulls are what it does not say. JobError names
+    row, column and value of what cannot be taken."""
+    out: dict[str, Any] = {}
+    for name in names:
+        value = carried.get(name)
+        if value is None:
+            continue
+        if name in FIXED:
+            if value != FIXED[name]:
+                raise JobError(f"{where}: {name} is {value!r}; training takes {FIXED[name]!r} only")
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise JobError(f"{where}: {name} is {value!r}, and a number is wanted")
+        if name in NUMBERS:
+            low, high = NUMBERS[name]
+            if not low <= value <= high:
+                raise JobError(f"{where}: {name} is {value}; allowed are {low:g} to {high:g}")
+            out[name] = float(value)
+        else:
+            least = 1 if name == "num_inference_steps" else 0
+            if value != int(value) or value < least:
+                raise JobError(f"{where}: {name} is {value}; allowed are integers from {least} on")
+            out[name] = int(value)
+    low, high = (out.get(name, default) for name, default in BOUNDARIES.items())
+    if low >= high:
+        raise JobError(f"{where}: min_timestep_boundary {low} is not below the other, {high}")
+    return out
+
+
+BOUNDARIES = {"min_timestep_boundary": 0.0, "max_timestep_boundary": 1.0}
