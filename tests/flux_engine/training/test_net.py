@@ -158,3 +158,23 @@ def test_products_of_eight_bits_are_refused() -> None:
     narrow_layers(dit.single_blocks, products=True)
     with pytest.raises(SettingError, match="products of eight bits have no gradient"):
         Net(dit, TrainedLora(dit, LoraShape(rank=1)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("masters", [torch.float32, torch.bfloat16], ids=str)
+def test_a_card_computes_blocks_again_to_the_same_bits(
+    masters: torch.dtype, compute: torch.dtype
+) -> None:
+    if masters == torch.bfloat16 and compute == torch.float32:
+        pytest.skip("refused")
+    found = []
+    for way in ("none", "blocks", "offload"):
+        dit = transformer().to(masters).cuda()
+        net = Net(dit, Everything(dit), compute=compute, checkpointing=way)  # type: ignore[arg-type]
+        net(*(tensor.cuda() for tensor in samples())).square().mean().backward()
+        found.append({name: p.grad for name, p in net.trainable.items()})
+    for again in found[1:]:
+        assert all(torch.equal(again[n], found[0][n]) for n in again)  # type: ignore[arg-type]
+    assert all(grad is not None and grad.dtype == masters for grad in found[0].values())
