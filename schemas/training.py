@@ -10,7 +10,7 @@ from schemas.address import check_address
 from schemas.base import Schema
 from schemas.engine import ModelEntry
 from schemas.jobs import Count, flatten
-from schemas.learning import Broken, Loss, OptimizerConfig, RateSchedule, Timesteps
+from schemas.learning import Broken, Loss, OptimizerConfig, RateSchedule, Timesteps, changed
 from schemas.sampling import Prompt, Sampling, Seed, Side
 from schemas.task import DRAWN, EXTRA_INPUTS, GUIDED, Share, Task, Told, TrainDataset, check_range
 
@@ -186,7 +186,7 @@ class TrainJob(Schema):
 
     @model_validator(mode="after")
     def _one_thing_is_trained(self) -> Self:
-        lora = sorted(LORA_ONLY & self.model_fields_set)
+        lora = sorted(LORA_ONLY & changed(self))
         if self.trainable_models and lora:
             raise ValueError(
                 f"trainable_models trains the whole transformer, and {', '.join(lora)} would have "
@@ -198,7 +198,7 @@ class TrainJob(Schema):
             raise ValueError("master_dtype bfloat16 goes with trainable_models; LoRAs are float32")
         if (self.preset_lora_model is not None) and self.preset_lora_path is None:
             raise ValueError("preset_lora_model goes with preset_lora_path")
-        if self.align_to_opensource_format and "lora_layout" in self.model_fields_set:
+        if self.align_to_opensource_format and self.lora_layout != "diffusers":
             raise ValueError("align_to_opensource_format means lora_layout kohya: give one of them")
         if self.align_to_opensource_format and self.trainable_models:
             raise ValueError("align_to_opensource_format is about LoRAs: it goes with no "
@@ -213,7 +213,7 @@ class TrainJob(Schema):
     def _numbers_fit(self) -> Self:
         if (self.height is None) != (self.width is None):
             raise ValueError("give height and width, or neither: then sizes are the pictures' own")
-        if self.height is not None and {"max_pixels", "bucket_step"} & self.model_fields_set:
+        if self.height is not None and {"max_pixels", "bucket_step"} & changed(self):
             raise ValueError("max_pixels and bucket_step have no effect with a height and width")
         if self.num_epochs is not None and self.max_steps is not None:
             raise ValueError("give num_epochs or max_steps, not both")
@@ -234,7 +234,7 @@ class TrainJob(Schema):
             raise ValueError("weight: give one to every dataset, or to none")
         if self.sample_steps is not None and not self.sample_prompts:
             raise ValueError("sample_steps goes with sample_prompts")
-        if "sample_seed" in self.model_fields_set and not self.sample_prompts:
+        if self.sample_seed and not self.sample_prompts:
             raise ValueError("sample_seed goes with sample_prompts")
         if self.sampling.loras:
             raise ValueError("sampling.loras: sample pictures wear what is trained, and no more")
@@ -244,7 +244,7 @@ class TrainJob(Schema):
     def _all_is_used(self) -> Self:
         tasks = [dataset.refuse_idle(self.task_of(dataset)) for dataset in self.datasets]
         for name, users in (("timesteps", DRAWN), ("embedded_guidance", GUIDED)):
-            if name in self.model_fields_set and not users.intersection(tasks):
+            if name in changed(self) and not users.intersection(tasks):
                 raise ValueError(
                     f"{name}: of no effect with task {', '.join(sorted(set(tasks)))}; it is for "
                     f"{', '.join(sorted(users))}"
@@ -298,8 +298,9 @@ LORA_ONLY = {
 ENDS = ("num_epochs", "max_steps")
 NOT_LEARNED = (
     "output_path", "model", "dataset_num_workers", "device", "workers", "max_failures",
-    "save_steps", "checkpoint_steps", "keep_checkpoints", "sample_", "sampling", "lora_layout", "save_dtype",
-    "align_to_opensource_format", "remove_prefix_in_ckpt", "use_gradient_checkpointing",
+    "save_steps", "checkpoint_steps", "keep_checkpoints", "sample_", "sampling", "lora_layout",
+    "save_dtype", "align_to_opensource_format", "remove_prefix_in_ckpt",
+    "use_gradient_checkpointing",
     "find_unused_parameters", "nan",
 )  # fmt: skip
 
