@@ -12,7 +12,7 @@ from torch import Tensor
 from flux_engine.training.loss import noised
 from flux_engine.training.material import Material
 from flux_engine.training.objective import Asks, Batch, Example
-from flux_engine.training.sft import WITH_LATENTS, ends
+from flux_engine.training.sft import WITH_LATENTS, fresh_noise
 from flux_engine.training.terms import (
     PLAIN,
     Guidance,
@@ -35,8 +35,9 @@ class Prior:
     guidance: Guidance = 1.0
 
     def draw(self, material: Material, random: torch.Generator) -> Example:
-        x0, noise = ends(material, random, "prior")
+        x0 = material.x0("prior", random)
         level = level_of(self.timesteps, material, x0, random)
+        noise = fresh_noise(material, x0, random)
         guidance = told(self.guidance, material, random, "prior")
         state = noised(x0[None], noise[None], torch.tensor([level.sigma]))[0]
         return self.terms.sample(material, level, guidance, state=state, others={})

@@ -29,8 +29,10 @@ class Sft:
     posterior_mean: bool = False
 
     def draw(self, material: Material, random: torch.Generator) -> Example:
-        x0, noise = ends(material, random, "sft", posterior_mean=self.posterior_mean)
+        # in this order, so that the existing system draws the same from the same generator
+        x0 = material.x0("sft", None if self.posterior_mean else random)
         level = level_of(self.timesteps, material, x0, random)
+        noise = fresh_noise(material, x0, random)
         guidance = told(self.guidance, material, random, "sft")
         state = noised(x0[None], noise[None], torch.tensor([level.sigma]))[0]
         target = velocity_target(x0, noise)
@@ -40,9 +42,6 @@ class Sft:
         return self.terms.compare(velocity(ask, batch), batch["target"], batch)
 
 
-def ends(
-    material: Material, random: torch.Generator, objective: str, *, posterior_mean: bool = False
-) -> tuple[Tensor, Tensor]:
-    """A row's data and fresh noise for it, (Z, h, w) each."""
-    x0 = material.x0(objective, None if posterior_mean else random)
-    return x0, torch.randn(x0.shape, generator=random) * material.noise_scale
+def fresh_noise(material: Material, x0_ZHW: Tensor, random: torch.Generator) -> Tensor:
+    """As strong as the row says."""
+    return torch.randn(x0_ZHW.shape, generator=random) * material.noise_scale
