@@ -5,6 +5,7 @@ as eight-bit products of rows that are scaled as they come.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,23 @@ def product(x: Tensor, bits: Tensor, scale: Tensor, bias: Tensor | None) -> Tens
     return out.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
+class Widening(torch.autograd.Function):
+    """A product with widened bits, which are widened again for the gradient of what came in.
+
+    So that no wide weight is kept until then. Weight and bias have no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bits: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(bits, scale)
+        return F.linear(x, widened(bits, scale, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        bits, scale = ctx.saved_tensors
+        return grads[0] @ widened(bits, scale, grads[0].dtype), None, None, None
+
+
 class Fp8Linear(nn.Linear):
     """Made of a plain layer, in place; `weight` holds bits.
 
@@ -66,6 +84,9 @@ class Fp8Linear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         if self.products:
             return product(x, self.weight, self.weight_scale, self.bias)
+        if x.requires_grad and torch.is_grad_enabled():
+            out: Tensor = Widening.apply(x, self.weight, self.weight_scale, self.bias)  # type: ignore[no-untyped-call]
+            return out
         return F.linear(x, widened(self.weight, self.weight_scale, x.dtype), self.bias)
 
 

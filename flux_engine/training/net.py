@@ -14,8 +14,10 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from flux_engine.errors import SettingError
+from flux_engine.holding import open_bits, settle_bits
 from flux_engine.latents import pack, position_ids, unpack
 from flux_engine.models.dit import FluxTransformer
+from flux_engine.models.fp8 import narrow_in
 
 Checkpointing = Literal["none", "blocks", "offload"]
 
@@ -49,6 +51,8 @@ class Net(nn.Module):
         checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
+        if any(layer.products for _, layer in narrow_in(dit)):
+            raise SettingError("products of eight bits have no gradient: weights alone can be fp8")
         self.dit, self.trained = dit, trained
         self.compute, self.autocast = compute, needs_autocast(dit, compute)
         self._rotations: dict[tuple[int, int, int], Tensor] = {}
@@ -122,6 +126,12 @@ def needs_autocast(dit: FluxTransformer, compute: torch.dtype) -> bool:
         return True
     has = ", ".join(sorted(map(str, kinds)))
     raise SettingError(f"compute is {compute}, and the transformer's weights are {has}")
+
+
+def narrow_base(dit: FluxTransformer) -> None:
+    """Let the blocks' frozen weights keep eight bits; they compute as they did, from those."""
+    open_bits(dit, products=False)
+    settle_bits(dit)
 
 
 def recompute(block: nn.Module, *, on_host: bool) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from flux_engine.errors import TrainingError
+from flux_engine.errors import SettingError, TrainingError
 from flux_engine.training.material import Material
 
 LEVELS = "sigmas"  # (K + 1,): samples of one batch may take unlike numbers of steps
@@ -112,3 +112,10 @@ class Objective(Protocol):
 
     def loss(self, ask: Asks, batch: Batch) -> Tensor:
         """The loss of each sample, (B,) in float32, its weight and mask applied."""
+
+
+def check_kind(name: str, objective: Objective, kind: str) -> None:
+    """SettingError if the objective `name` cannot learn from datasets of this kind."""
+    if kind not in objective.kinds:
+        allowed = ", ".join(sorted(objective.kinds))
+        raise SettingError(f"{name} cannot learn from a dataset of kind {kind}; it takes {allowed}")

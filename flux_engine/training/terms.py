@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flux_engine.errors import TrainingError
+from flux_engine.errors import SettingError, TrainingError
 from flux_engine.latents import PATCH
 from flux_engine.training.loss import LossType, errors, masked_mean
 from flux_engine.training.material import Material
@@ -27,6 +27,14 @@ class Terms:
     loss_type: LossType = "mse"
     huber_delta: float = 1.0
     weighting: Weighting = "none"
+
+    def __post_init__(self) -> None:
+        if self.loss_type != "huber" and self.huber_delta != 1.0:
+            raise SettingError(
+                f"huber_delta is {self.huber_delta}, and loss_type {self.loss_type} has none"
+            )
+        if self.huber_delta <= 0:
+            raise SettingError(f"huber_delta is {self.huber_delta}; it is above 0")
 
     def compare(self, answer: Tensor, target: Tensor, batch: Batch) -> Tensor:
         """The loss of each sample, (B,)."""

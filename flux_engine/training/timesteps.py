@@ -142,7 +142,7 @@ def weight(weighting: Weighting, sigma: float) -> float:
         case "diffsynth":
             return float(bell()[entry(sigma * ENTRIES)])
         case "sigma_sqrt":
-            return sigma**-2
+            return sigma**-2 if sigma else math.inf
         case "cosmap":
             return 2.0 / (math.pi * (1.0 - 2.0 * sigma + 2.0 * sigma**2))
 

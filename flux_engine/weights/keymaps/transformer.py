@@ -121,13 +121,19 @@ def transformer_blueprint(
     spec = flux_spec(shapes, axes, where=where)
     with torch.device("meta"):
         model = FluxTransformer(spec)
-    recipes = {
+    return Blueprint(layout, "dit", model, transformer_recipes(spec, layout))
+
+
+def transformer_recipes(spec: FluxSpec, layout: str) -> dict[str, Recipe]:
+    """Where files of this layout keep each parameter."""
+    with torch.device("meta"):
+        model = FluxTransformer(spec)
+    return {
         name: as_stored(name, tensor.shape)
         if layout == BFL
         else _from_diffusers(name, tensor.shape, spec)
         for name, tensor in model.state_dict().items()
     }
-    return Blueprint(layout, "dit", model, recipes)
 
 
 def _from_diffusers(name: str, shape: Sequence[int], spec: FluxSpec) -> Recipe:

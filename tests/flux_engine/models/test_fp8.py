@@ -124,3 +124,26 @@ def test_t5_computes_in_its_own_type_whatever_its_weights_are_kept_in() -> None:
     after = t5(input_ids=ids).last_hidden_state
     assert after.dtype == torch.bfloat16
     assert 0 < (after - before).float().norm() / before.float().norm() < 0.2
+
+
+@DTYPES
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_came_in_has_its_gradient_and_no_wide_weight_is_kept_for_it(
+    dtype: torch.dtype, bias: bool
+) -> None:
+    narrow(made := layer(dtype, bias))
+    weight = widened(made.weight, made.weight_scale, dtype)
+    x, y = (noise(6, 3, 5, 64).to(dtype).requires_grad_() for _ in range(2))
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    ):
+        out = made(x)
+    assert {tensor.dtype for tensor in kept} == {torch.int8, torch.float32}
+    expected = nn.functional.linear(y, weight, made.bias)
+    assert torch.equal(out, expected)
+    for one in (out, expected):
+        one.float().square().sum().backward()
+    assert x.grad is not None
+    assert y.grad is not None
+    assert torch.equal(x.grad, y.grad)

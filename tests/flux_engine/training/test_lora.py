@@ -191,3 +191,22 @@ def test_alpha_is_the_rank_unless_it_is_told() -> None:
 def test_a_rank_of_nothing_is_refused() -> None:
     with pytest.raises(SettingError, match="rank is 0"):
         LoraShape(rank=0).of(TINY)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_is_learned(dtype: torch.dtype) -> None:
+    dit = transformer().to(dtype)
+    lora = TrainedLora(dit, LoraShape(rank=8, targets=["all+globals"]))
+    net = Net(dit, lora, compute=dtype, checkpointing="blocks")
+    objective, one = Sft(), batch(Sft().draw(row(), draws()))
+    optimizer = torch.optim.AdamW(net.trainable.values(), lr=5e-3)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = objective.loss(net, one).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    with torch.no_grad(), lora.off():
+        assert objective.loss(net, one).item() == pytest.approx(losses[0], rel=1e-2)

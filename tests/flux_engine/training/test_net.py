@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from flux_engine.errors import SettingError
 from flux_engine.latents import pack, position_ids, unpack
 from flux_engine.models.dit import FluxTransformer
-from flux_engine.training.net import Checkpointing, Net
+from flux_engine.models.fp8 import narrow_in, narrow_layers, widened
+from flux_engine.training.lora import LoraShape, TrainedLora
+from flux_engine.training.net import Checkpointing, Net, narrow_base
 from flux_engine.training.sft import Sft
 from tests.flux_engine.training.rows import TEXT, batch, draws, row, transformer
 
@@ -123,3 +125,56 @@ def test_a_precision_that_cannot_be_had_is_refused(
 def test_a_bare_answer_has_no_gradient() -> None:
     assert not net().bare(*samples()).requires_grad
     assert not net("blocks").bare(*samples()).requires_grad
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "blocks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_base_of_eight_bits_teaches_what_its_widened_weights_would(
+    dtype: torch.dtype, checkpointing: Checkpointing
+) -> None:
+    narrow, wide = transformer().to(dtype), transformer().to(dtype)
+    narrow_base(narrow)
+    for name, layer in narrow_in(narrow):
+        wide.get_submodule(name).weight.data = widened(layer.weight, layer.weight_scale, dtype)  # type: ignore[union-attr]
+    assert {name for name, _ in narrow_in(narrow)} >= {"double_blocks.0.img_attn.qkv"}
+    made, expected = (
+        gradients(
+            Net(
+                dit,
+                TrainedLora(dit, LoraShape(rank=4)),
+                compute=dtype,
+                checkpointing=checkpointing,
+            )
+        )
+        for dit in (narrow, wide)
+    )
+    assert torch.equal(made[0], expected[0])
+    assert len(made[1]) == len(expected[1]) > 20
+    assert all(torch.equal(made[1][name], expected[1][name]) for name in expected[1])
+
+
+def test_products_of_eight_bits_are_refused() -> None:
+    dit = transformer()
+    narrow_layers(dit.single_blocks, products=True)
+    with pytest.raises(SettingError, match="products of eight bits have no gradient"):
+        Net(dit, TrainedLora(dit, LoraShape(rank=1)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("masters", [torch.float32, torch.bfloat16], ids=str)
+def test_a_card_computes_blocks_again_to_the_same_bits(
+    masters: torch.dtype, compute: torch.dtype
+) -> None:
+    if masters == torch.bfloat16 and compute == torch.float32:
+        pytest.skip("refused")
+    found = []
+    for way in ("none", "blocks", "offload"):
+        dit = transformer().to(masters).cuda()
+        net = Net(dit, Everything(dit), compute=compute, checkpointing=way)  # type: ignore[arg-type]
+        net(*(tensor.cuda() for tensor in samples())).square().mean().backward()
+        found.append({name: p.grad for name, p in net.trainable.items()})
+    for again in found[1:]:
+        assert all(torch.equal(again[n], found[0][n]) for n in again)  # type: ignore[arg-type]
+    assert all(grad is not None and grad.dtype == masters for grad in found[0].values())

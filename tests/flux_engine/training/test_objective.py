@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from flux_engine.errors import TrainingError
-from flux_engine.training.objective import Batch, Example
+from flux_engine.errors import SettingError, TrainingError
+from flux_engine.training.objective import Batch, Example, check_kind
+from flux_engine.training.students import Kd
 
 
 def example(name: str, **tensors: torch.Tensor) -> Example:
@@ -32,3 +33,9 @@ def test_a_tensor_that_only_one_sample_has_is_an_error() -> None:
 def test_unlike_numbers_of_steps_end_where_they_end() -> None:
     a, b = example("a", sigmas=torch.tensor([1.0, 0.0])), example("b", sigmas=torch.ones(4))
     assert Batch.of([a, b])["sigmas"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 1]]
+
+
+def test_a_dataset_that_an_objective_cannot_use_is_refused() -> None:
+    check_kind("kd", Kd(), "velocity")
+    with pytest.raises(SettingError, match=r"kd cannot learn from .* pair; it takes velocity"):
+        check_kind("kd", Kd(), "pair")

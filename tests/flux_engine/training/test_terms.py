@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from flux_engine.errors import TrainingError
+from flux_engine.errors import SettingError, TrainingError
 from flux_engine.training.objective import Batch
 from flux_engine.training.terms import PLAIN, Terms, level_of, told
 from flux_engine.training.timesteps import Level, Smooth
@@ -29,7 +29,7 @@ def test_errors_count_as_the_loss_type_says() -> None:
     square, absolute = off.square(), off.abs()
     huber = torch.where(absolute < 0.5, 0.5 * square, 0.5 * (absolute - 0.25))
     for kind, expected in (("mse", square), ("mae", absolute), ("huber", huber)):
-        terms = Terms(loss_type=kind, huber_delta=0.5)  # type: ignore[arg-type]
+        terms = Terms(loss_type=kind, huber_delta=0.5 if kind == "huber" else 1.0)  # type: ignore[arg-type]
         torch.testing.assert_close(
             terms.compare(one["x"], one["target"], one), expected.mean()[None]
         )
@@ -77,3 +77,10 @@ def test_a_row_cannot_ask_for_no_levels(low: float, high: float) -> None:
     material = row(min_timestep_boundary=low, max_timestep_boundary=high)
     with pytest.raises(TrainingError, match="row 0: min_timestep_boundary is"):
         level_of(Smooth(), material, noise(0, *LATENT), draws())
+
+
+def test_a_delta_that_nothing_has_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"huber_delta is 0.5, and loss_type mse has none"):
+        Terms(huber_delta=0.5)
+    with pytest.raises(SettingError, match=r"huber_delta is 0; it is above 0"):
+        Terms(loss_type="huber", huber_delta=0)

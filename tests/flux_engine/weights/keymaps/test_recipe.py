@@ -27,3 +27,16 @@ def test_a_matrix_becomes_a_convolution() -> None:
 def test_most_tensors_are_taken_as_they_are() -> None:
     tensor = torch.ones(3)
     assert as_stored("x", (3,)).make([tensor]) is tensor
+
+
+def test_what_was_made_is_taken_apart_again() -> None:
+    whole = torch.arange(24.0).reshape(6, 4)
+    for recipe in (
+        as_stored("x", (6, 4)),
+        halves_swapped("x", (6, 4)),
+        stacked(["q", "k", "mlp"], rows=[1, 2, 3], shape=(6, 4)),
+        reshaped("x", stored=(24, 1), shape=(6, 4)),
+    ):
+        parts = recipe.unmake(whole)
+        assert tuple(tuple(part.shape) for part in parts) == recipe.shapes
+        assert torch.equal(recipe.make(parts), whole)
