@@ -84,7 +84,7 @@ class DistillStage(GenerateStage):
 
     def _ask(self, wish: Wish, listener: Listener) -> Asked:
         row, target = wish.row.parsed, self.job.target
-        if row is not None and row.input_image is not None:
+        if isinstance(row, SourceRow) and row.input_image is not None:
             raise SchemaError(
                 "input_image: a target begins with noise alone; pictures with captions are in the "
                 "column image"

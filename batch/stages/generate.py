@@ -27,8 +27,9 @@ from batch.wishes import Wish, rejected
 from flux_engine.errors import RequestError, SettingError
 from flux_engine.request import Generation, GenerationRequest, Outcome, Watch
 from schemas.base import SchemaError
-from schemas.jobs import GenerateJob, Job
+from schemas.jobs import DistillJob, GenerateJob
 from schemas.lora import LoraRecord
+from schemas.manifest import PromptRow
 from schemas.records import ImageRecord, Record
 from schemas.sampling import Sampling
 
@@ -80,7 +81,7 @@ class Listening(Watch):
 class GenerateStage:
     """Wishes into records, as they are finished; each row fails alone."""
 
-    def __init__(self, job: Job, roots: tuple[str, ...]) -> None:
+    def __init__(self, job: GenerateJob | DistillJob, roots: tuple[str, ...]) -> None:
         """`roots` are the manifest's own folder, and the job's `picture_roots`."""
         self.job = job
         self.pictures = Pictures(roots)
@@ -208,7 +209,7 @@ class GenerateStage:
 
     def _ask(self, wish: Wish, listener: Listener) -> Asked:
         row = wish.row
-        if row.parsed is None:
+        if not isinstance(row.parsed, PromptRow):
             raise SchemaError(row.fault)
         own = {k: v for k in Sampling.model_fields if (v := getattr(row.parsed, k)) is not None}
         sampling = Sampling.parse(self.job.sampling.model_dump() | own)
