@@ -1,0 +1,1 @@
+"""What a trainer reads besides targets: pictures with their captions."""
