@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from batch.manifest import Manifest, Row, RowReader
 from batch.shards import Shard, count_rows
+from batch.target_plan import dynamic_size, max_pixels_of
 from schemas.base import SchemaError
 from schemas.jobs import DistillJob, GenerateJob, row_of
 from schemas.manifest import PromptRow
@@ -32,6 +33,8 @@ class Preview:
             self._fault(shard, row, row.fault or "")
         else:
             own = {k: v for k in Sampling.model_fields if (v := getattr(row.parsed, k)) is not None}
+            if isinstance(job, DistillJob) and max_pixels_of(job) is not None:
+                own |= dynamic_size(row.values, job) or {"height": 0}  # which is refused
             try:
                 kind = Sampling.parse(job.sampling.model_dump() | own)
                 self.buckets[bucket(kind)] += 1

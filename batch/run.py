@@ -21,7 +21,7 @@ from batch.pool import Pool
 from batch.report import RunReport
 from batch.retry import retry_of, turns
 from batch.shards import Shard, plan
-from batch.target_plan import target_plan
+from batch.target_plan import check_sizes, target_plan
 from batch.targets.card import publish_targets
 from batch.targets.spent import COST, publish_cost
 from batch.telemetry import Telemetry
@@ -62,6 +62,7 @@ def checked_plan(job: GenerateJob | DistillJob) -> tuple[Manifest, list[Shard]]:
     manifest = Manifest(job.manifest)
     manifest.check(job.passthrough, row_of(job), lineage_of(job))
     if isinstance(job, DistillJob):
+        check_sizes(manifest, job)
         return manifest, target_plan(manifest, job)
     return manifest, plan(manifest, job.rows_per_shard, job.recipe())
 

@@ -1,22 +1,11 @@
 """Pillow pictures into tensors and back; the tensors are (3, height, width) in −1…1."""
 
-import math
-
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 TURNED = (5, 6, 7, 8)  # orientations in which width and height change places
-
-
-def training_size(width: int, height: int, max_pixels: int, step: int) -> tuple[int, int]:
-    """The width and height at which a picture is trained on: scaled down to at most `max_pixels`,
-    each side cut to a multiple of `step` (but for that, one of them); never enlarged beyond it."""
-    if width * height > max_pixels:
-        scale = math.sqrt(width * height / max_pixels)
-        width, height = int(width / scale), int(height / scale)
-    return max(width // step, 1) * step, max(height // step, 1) * step
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar, cast
 import pyarrow as pa
 import torch
 from PIL import Image
+from torch import Tensor
 
 from batch.encoders import Encoders
 from batch.errors import LoraError, MachineFault, PictureError
@@ -57,6 +58,7 @@ class Asked:
     request: GenerationRequest
     sampling: Sampling
     origin: Mapping[str, str | None] = field(default_factory=dict)  # what is told of its picture
+    beside: Mapping[str, Tensor] = field(default_factory=dict)  # what a target keeps of it as it is
 
     @property
     def held(self) -> int:

@@ -56,7 +56,7 @@ def test_bad_rows_are_rejected_with_what_is_wrong_and_cost_no_other(tmp_path: Pa
     Image.new("1", (30000, 30000)).save(bomb, "PNG")
     good = picture()
     files = {
-        **{f"{name}.txt": "a circle" for name in ("good", "cut", "empty", "text", "bomb", "lonely")},
+        **{f"{n}.txt": "a circle" for n in ("good", "cut", "empty", "text", "bomb", "lonely")},
         "good.png": good,
         "cut.png": good[: len(good) // 2],
         "empty.png": b"",
