@@ -15,6 +15,7 @@ from rich.table import Table
 
 from batch.errors import JobError
 from schemas.base import Schema, SchemaError
+from schemas.ingest import IngestJob
 from schemas.jobs import DistillJob, GenerateJob, Job
 
 S = TypeVar("S", bound=Schema)
@@ -39,14 +40,20 @@ def load(schema: type[S], config: Path, changes: Sequence[str]) -> S:
 
 
 def load_job(config: Path, changes: Sequence[str]) -> Job:
-    """A job of whichever kind: only distillation has a `target`."""
+    """A job of whichever kind: only distillation has a `target`, and only training material a
+    `source`."""
     try:
         values = yaml.safe_load(config.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         values = None  # `load` says what is wrong
-    named = isinstance(values, dict) and "target" in values
-    if named or any(change.startswith("target.") for change in changes):
-        return load(DistillJob, config, changes)
+    kinds: dict[str, type[DistillJob] | type[IngestJob]] = {
+        "target": DistillJob,
+        "source": IngestJob,
+    }
+    for name, schema in kinds.items():
+        named = isinstance(values, dict) and name in values
+        if named or any(change.startswith(f"{name}.") for change in changes):
+            return load(schema, config, changes)
     return load(GenerateJob, config, changes)
 
 

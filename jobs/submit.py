@@ -28,6 +28,7 @@ from batch.shards import digest
 from batch.storage import name_of
 from jobs import cli
 from schemas.base import SchemaError
+from schemas.ingest import HubSource, IngestJob
 from schemas.jobs import DistillJob, Job, lineage_of, row_of
 
 logger = logging.getLogger(__name__)
@@ -101,18 +102,32 @@ def submission_of(job: Job, config: Path, changes: list[str], tick: str) -> Subm
             f"output {job.output}: is relative, and the job runs in a copy of this folder; give an "
             "absolute path that every node sees, or an s3:// address"
         )
-    if not absolute(job.manifest) and not Path(job.manifest).resolve().is_relative_to(here):
+    if isinstance(job, IngestJob):
+        check_source(job, here)
+    elif not absolute(job.manifest) and not Path(job.manifest).resolve().is_relative_to(here):
         raise SchemaError(f"manifest {job.manifest}: lies outside {here}; give an absolute path")
     files = manifest_files(job)
-    identity = digest([job.recipe(), job.manifest, job.output, files])[:12]
+    rows = job.source.model_dump() if isinstance(job, IngestJob) else job.manifest
+    identity = digest([job.recipe(), rows, job.output, files])[:12]
     slug = re.sub(r"[^a-z0-9]+", "-", name_of(job.output).lower()).strip("-")[:40]
     parts = ["fluxmill", slug, identity, re.sub(r"[^A-Za-z0-9]+", "-", tick).strip("-")]
-    module = "jobs.distill" if isinstance(job, DistillJob) else "jobs.generate"
+    modules = {DistillJob: "jobs.distill", IngestJob: "jobs.ingest"}
+    module = modules.get(type(job), "jobs.generate")
     words = ["python", "-m", module, "--config", str(place.relative_to(here))]
     for change in changes:
         words += ["--set", change]
     name = "-".join(part for part in parts if part)
     return Submission(name, shlex.join(words), seen=bool(tick) or files is not None)
+
+
+def check_source(job: IngestJob, here: Path) -> None:
+    """SchemaError for a relative path that leads out of the folder that travels."""
+    if isinstance(job.source, HubSource):
+        return
+    for name in ("path", "dataset_base_path", "dataset_metadata_path"):
+        place = getattr(job.source, name, None)
+        if place and not absolute(place) and not Path(place).resolve().is_relative_to(here):
+            raise SchemaError(f"source.{name} {place}: lies outside {here}; give an absolute path")
 
 
 def absolute(address: str) -> bool:
@@ -121,6 +136,8 @@ def absolute(address: str) -> bool:
 
 def manifest_files(job: Job) -> list[list[Any]] | None:
     """Name, size and footer of each file, checked; None if only the cluster sees the manifest."""
+    if isinstance(job, IngestJob):
+        return None  # what there is, is found out where the job runs
     if not seen_here(job.manifest):
         logger.info("manifest is not on this machine: not checked", extra={"at": job.manifest})
         return None
