@@ -49,6 +49,7 @@ class TrainDataset(Schema):
     embedded_guidance: Told | None = None
     mask: bool = False
     prompt_column: str = "prompt"
+    leave_out: tuple[str, ...] = ()
     drop_small_buckets: bool = False
     posterior_mean: bool = False
     student_steps: Steps | None = None

@@ -9,8 +9,8 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 from schemas.address import check_address
 from schemas.base import Schema
 from schemas.engine import ModelEntry
-from schemas.jobs import Count, flatten
 from schemas.learning import Broken, Loss, OptimizerConfig, RateSchedule, Timesteps, changed
+from schemas.mapped import Count, flatten
 from schemas.sampling import Prompt, Sampling, Seed, Side
 from schemas.task import DRAWN, EXTRA_INPUTS, GUIDED, Share, Task, Told, TrainDataset, check_range
 
@@ -33,6 +33,7 @@ class TrainJob(Schema):
     dataset_repeat: Count = 1
     dataset_num_workers: Annotated[int, Field(ge=0, le=64)] = 0
     data_file_keys: tuple[str, ...] = ("image",)
+    picture_roots: tuple[str, ...] = ()
     extra_inputs: tuple[str, ...] = ()
     trigger_word: str | None = None
     caption_dropout: Share = 0.0
@@ -129,12 +130,12 @@ class TrainJob(Schema):
                 )
         return values
 
-    @field_validator("output_path", "lora_checkpoint", "preset_lora_path")
+    @field_validator("output_path", "lora_checkpoint", "preset_lora_path", "picture_roots")
     @classmethod
-    def _no_secrets(cls, address: str | None) -> str | None:
-        if address is not None:
+    def _no_secrets(cls, told: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for address in [told] if isinstance(told, str) else told or ():
             check_address(address)
-        return address
+        return told
 
     @field_validator("extra_inputs")
     @classmethod
@@ -299,9 +300,8 @@ ENDS = ("num_epochs", "max_steps")
 NOT_LEARNED = (
     "output_path", "model", "dataset_num_workers", "device", "workers", "max_failures",
     "save_steps", "checkpoint_steps", "keep_checkpoints", "sample_", "sampling", "lora_layout",
-    "save_dtype", "align_to_opensource_format", "remove_prefix_in_ckpt",
-    "use_gradient_checkpointing",
-    "find_unused_parameters", "nan",
+    "save_dtype", "align_to_opensource_format", "remove_prefix_in_ckpt", "picture_roots",
+    "use_gradient_checkpointing", "find_unused_parameters", "nan",
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 from batch.errors import JobError
-from batch.manifest import Manifest
 from batch.targets.batches import BucketBatches
 from batch.training.loader import Maker
 from batch.training.material import Encode, PictureSource, TargetSource, TextsByKey
@@ -149,25 +148,25 @@ def opened(
 def picture_source(
     job: TrainJob, dataset: TrainDataset, texts: TextsByKey, encode: Encode
 ) -> PictureSource:
-    for file in (manifest := Manifest(dataset.path)).files:
-        if dataset.prompt_column not in file.schema.names:
-            raise JobError(
-                f"{file.path}: has no column {dataset.prompt_column!r}; it has "
-                f"{', '.join(file.schema.names)}"
-            )
+    masked = dataset.mask and "mask" not in job.data_file_keys
     rows = PictureRows(
         dataset.path,
         height=job.height,
         width=job.width,
         max_pixels=job.max_pixels,
         step=job.bucket_step,
-        file_keys=job.data_file_keys,
+        file_keys=(*job.data_file_keys, *(["mask"] if masked else [])),
         prompt_column=dataset.prompt_column,
+        leave_out=dataset.leave_out,
+        picture_roots=job.picture_roots,
     )
     for reject in rows.rejects():
-        logger.warning("row left out", extra={"dataset": dataset.path, "why": str(reject)})
+        logger.warning(
+            "row left out",
+            extra={"dataset": dataset.path, "row": reject.where, "why": reject.reason},
+        )
     if not rows.buckets():
-        raise JobError(f"{dataset.path}: none of its {manifest.rows} rows can be read")
+        raise JobError(f"{dataset.path}: none of its {len(rows)} rows can be read")
     length = job.sampling.t5_sequence_length
     assert length is not None
     return PictureSource(
