@@ -147,6 +147,17 @@ class TrainJob(Schema):
             )
         return names
 
+    @field_validator("data_file_keys")
+    @classmethod
+    def _known_files(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        more = [name for name in names[1:] if name != "mask"]
+        if more or not names or names[0] == "mask":
+            raise ValueError(
+                f"{', '.join(names)}: name the picture's column, and mask if there is one; no "
+                "objective here takes other pictures (leave_out of a dataset passes them over)"
+            )
+        return names
+
     @field_validator("trainable_models")
     @classmethod
     def _known_models(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -262,6 +273,9 @@ class TrainJob(Schema):
 
     def repeat_of(self, dataset: TrainDataset) -> int:
         return dataset.dataset_repeat or self.dataset_repeat
+
+    def masked(self, dataset: TrainDataset) -> bool:
+        return dataset.mask or "mask" in self.data_file_keys
 
     def trigger_of(self, dataset: TrainDataset) -> str | None:
         return self.trigger_word if dataset.trigger_word is None else dataset.trigger_word
