@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.batch.ingest.material import folder, picture, rows
+from jobs.cli import load
+from schemas.ingest import IngestJob
+from tests.batch.ingest.material import folder, ingest, picture, rows
 
 ROOT = Path(__file__).parents[2]
 ROWS = 160
@@ -83,10 +85,7 @@ def test_what_is_wrong_is_said_before_anything_is_started(
 @pytest.mark.ray
 def test_a_killed_run_that_goes_on_makes_the_same_bytes(tmp_path: Path) -> None:
     material(tmp_path)
-    code, out, err = finished(write_job(tmp_path, "whole"))
-    assert code == 0, err
-    told = json.loads(out.splitlines()[-1])
-    assert (told["done"], told["rejected"]) == (ROWS, 1)
+    ingest(load(IngestJob, write_job(tmp_path, "whole"), []))
     config = write_job(tmp_path, "killed", workers=2)
     process = start(config)
     deadline = time.monotonic() + 120
@@ -98,6 +97,8 @@ def test_a_killed_run_that_goes_on_makes_the_same_bytes(tmp_path: Path) -> None:
     process.communicate()
     code, out, err = finished(config)
     assert code == 0, err
+    told = json.loads(out.splitlines()[-1])
+    assert (told["done"], told["rejected"]) == (ROWS, 1)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert len(rows(tmp_path / "killed")) == ROWS
     assert "160 captioned pictures" in (tmp_path / "killed" / "README.md").read_text()
