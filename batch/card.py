@@ -4,6 +4,7 @@ import json
 
 from batch.report import RunReport
 from batch.storage import name_of
+from schemas.ingest import IngestJob
 from schemas.jobs import GenerateJob
 
 CARD = """---
@@ -36,6 +37,47 @@ weights and a report of each run. `index.html` shows a part of the pictures.
 {recipe}
 ```
 """
+
+TRAINING = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*.parquet
+tags:
+- text-to-image
+---
+# {title}
+
+{done} captioned pictures to train on{rejected}.
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("path/of/this/folder", split="train")
+```
+
+Files are as they were found: `image` and further columns of files hold their bytes and their paths
+in the source. `prompt` is the caption; `image_width` and `image_height` are the picture's as it is
+shown. Rows that could not be used are in `rejected/`, each with its reason. `index.html` shows a
+part of the pictures.
+
+## Recipe
+
+```json
+{recipe}
+```
+"""
+
+
+def training_card(job: IngestJob, report: RunReport) -> str:
+    """The card of training shards."""
+    return TRAINING.format(
+        title=name_of(job.output) or "training shards",
+        done=report.done,
+        rejected=f"; {report.rejected} rows were rejected" if report.rejected else "",
+        recipe=json.dumps(job.recipe(), indent=2, sort_keys=True),
+    )
 
 
 def card(job: GenerateJob, report: RunReport) -> str:

@@ -5,6 +5,7 @@ BatchError
 ├── ManifestError    the manifest is not usable: nothing is started
 ├── OutputError      the output belongs to another recipe or manifest: nothing is started
 ├── PictureError     a row's picture cannot be had: the row is rejected
+├── CaptionError     a row's caption cannot be had: the row is rejected
 ├── LoraError        a row's LoRA cannot be had: the row is rejected
 ├── TargetsError     a folder is no whole dataset of targets, or a row of it is not as written
 ├── ExportError      targets that a format cannot carry: nothing is written
@@ -33,6 +34,10 @@ class OutputError(BatchError):
 
 class PictureError(BatchError):
     """One row's picture is missing, unreadable, too large, or outside the allowed folders."""
+
+
+class CaptionError(BatchError):
+    """One row's caption is missing, or is no text."""
 
 
 class LoraError(BatchError):

@@ -7,11 +7,11 @@ from flux_engine.errors import SettingError
 from flux_engine.paper import planned
 from flux_engine.request import GenerationRequest
 from flux_engine.sampling.schedule import shift_of
-from schemas.jobs import Job
+from schemas.jobs import BatchJob
 from schemas.sampling import Sampling
 
 
-def forecast(job: Job, kinds: Iterable[Sampling]) -> list[str]:
+def forecast(job: BatchJob, kinds: Iterable[Sampling]) -> list[str]:
     """Lines for a dry run: bytes by stage, seconds a picture, what limits them; or why not."""
     paper = planned(job.engine)
     if paper.planning.machine is None:

@@ -16,15 +16,17 @@ from pyarrow import fs
 
 from batch.errors import ManifestError, StorageError
 from batch.storage import S3, open_uri
+from schemas.arrow import files_in
 from schemas.base import SchemaError
 from schemas.lora import LoraEntry, LoraRecord
-from schemas.manifest import PromptRow
+from schemas.manifest import KeyedRow, PromptRow
 
 logger = logging.getLogger(__name__)
 
 STRINGS = ("prompt", "caption", "negative_prompt", "rand_device", "schedule")
 PICTURES = ("input_image", "image")
 GLOB = "*?["
+PARQUET = ".parquet"
 KEYS_READ = 2**16
 LARGE_GROUP = 2**29  # bytes
 
@@ -42,6 +44,11 @@ class ManifestFile:
     group_bytes: int = 0  # of its largest row group, unpacked
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Columns of a training shard that hold its files."""
+        return files_in(self.schema)
+
+    @property
     def history(self) -> tuple[str, ...]:
         """Columns in which a dataset tells of LoRAs that it was made with: none are asked for."""
         names = self.schema.names
@@ -55,7 +62,7 @@ class Row:
     number: int
     key: str
     values: Mapping[str, Any]
-    parsed: PromptRow | None
+    parsed: KeyedRow | None
     fault: str | None
 
 
@@ -99,7 +106,7 @@ class Manifest:
     def check(
         self,
         passthrough: tuple[str, ...],
-        row: type[PromptRow] = PromptRow,
+        row: type[KeyedRow] = PromptRow,
         lineage: Set[str] = frozenset(),
     ) -> None:
         """ManifestError for the first file with a column that is unknown, missing or mistyped, or
@@ -107,7 +114,13 @@ class Manifest:
         if not self.rows:
             raise ManifestError(f"manifest {self.uri}: has no rows")
         for file in self.files:
-            check_columns(file, passthrough, row, lineage)
+            check_columns(file, passthrough, row, lineage | {*file.files})
+        self.check_files(passthrough)
+
+    def check_files(self, passthrough: tuple[str, ...]) -> None:
+        """ManifestError for columns to carry along that are of two types; a warning of row groups
+        that are large."""
+        for file in self.files:
             if file.group_bytes > LARGE_GROUP:
                 logger.warning(
                     "each worker holds a row group: write the file with a smaller row_group_size",
@@ -142,7 +155,7 @@ def footer_digest(stream: pa.NativeFile, size: int) -> str:
     return hashlib.sha256(stream.read(length)).hexdigest()[:16]
 
 
-def find_files(uri: str) -> tuple[fs.FileSystem, str, list[str]]:
+def find_files(uri: str, suffix: str = PARQUET) -> tuple[fs.FileSystem, str, list[str]]:
     """File system, the folder that names are relative to, and the files' paths, sorted."""
     try:
         file_system, path = open_uri(uri)
@@ -152,34 +165,35 @@ def find_files(uri: str) -> tuple[fs.FileSystem, str, list[str]]:
         parts = PurePosixPath(path).parts
         depth = next(i for i, part in enumerate(parts) if any(mark in part for mark in GLOB))
         base = str(PurePosixPath(*parts[:depth]))
-        found = [p for p in parquet_below(file_system, base) if fnmatch(p, path)]
+        found = [p for p in files_below(file_system, base, suffix) if fnmatch(p, path)]
     else:
         kind = file_system.get_file_info(path).type
         if kind == fs.FileType.NotFound:
             raise ManifestError(f"manifest {uri}: there is no such file or folder")
         if kind == fs.FileType.File:
             return file_system, str(PurePosixPath(path).parent), [path]
-        base, found = path, parquet_below(file_system, path)
+        base, found = path, files_below(file_system, path, suffix)
     if not found:
-        there = parquet_below(file_system, base)
+        there = files_below(file_system, base, suffix)
+        what = "Parquet" if suffix == PARQUET else suffix
         listing = ", ".join(there[:20]) or "none"
         raise ManifestError(
-            f"manifest {uri}: no Parquet file matches; in {base} there are: {listing}"
+            f"manifest {uri}: no {what} file matches; in {base} there are: {listing}"
         )
     return file_system, base, found
 
 
-def parquet_below(file_system: fs.FileSystem, folder: str) -> list[str]:
+def files_below(file_system: fs.FileSystem, folder: str, suffix: str) -> list[str]:
     selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
     infos = file_system.get_file_info(selector)
     paths = (info.path for info in infos if info.type == fs.FileType.File)
-    return sorted(path for path in paths if path.endswith(".parquet"))
+    return sorted(path for path in paths if path.endswith(suffix))
 
 
 def check_columns(
     file: ManifestFile,
     passthrough: tuple[str, ...],
-    row: type[PromptRow],
+    row: type[KeyedRow],
     lineage: Set[str],
 ) -> None:
     names = file.schema.names
@@ -245,7 +259,7 @@ def misfit(name: str, kind: pa.DataType) -> str | None:
 class RowReader:
     """Rows by file and number; keeps the row group it read last, since shards follow each other."""
 
-    def __init__(self, file_system: fs.FileSystem, row: type[PromptRow] = PromptRow) -> None:
+    def __init__(self, file_system: fs.FileSystem, row: type[KeyedRow] = PromptRow) -> None:
         self.fs, self.row = file_system, row
         self._last: tuple[str, int, pa.Table] | None = None
 
@@ -279,7 +293,7 @@ class RowReader:
 
 
 def parse_row(
-    name: str, number: int, values: Mapping[str, Any], row: type[PromptRow] = PromptRow
+    name: str, number: int, values: Mapping[str, Any], row: type[KeyedRow] = PromptRow
 ) -> Row:
     """One line of the file `name`."""
     columns = row.model_fields

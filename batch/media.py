@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -12,12 +14,18 @@ from torch import Tensor
 from batch.errors import PictureError
 from batch.roots import Roots
 from batch.web import shown
-from flux_engine.pictures import to_pixels
+from flux_engine.pictures import mask_weights, to_pixels, training_pixels, upright_size
 from schemas.manifest import PictureRef
 
 LARGEST_PICTURE = 2**26  # pixels; 8192²
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # others run programs (EPS)
 PNG_LEVEL = 1  # twice as fast as the default, 14 % larger
+
+
+OPENING = threading.Lock()  # what warnings do is everyone's, while a header is read
+
+T = TypeVar("T")
+Size = tuple[int, int]  # width and height
 
 
 @dataclass(frozen=True)
@@ -40,14 +48,16 @@ class Pictures:
     def read(self, ref: PictureRef, height: int, width: int) -> Picture:
         """A picture scaled to cover that size and cut about its centre; PictureError if it cannot
         be had."""
+        data, name = self.content(ref)
+        return Picture(decode(data, name, height, width), hashlib.sha256(data).hexdigest())
+
+    def content(self, ref: PictureRef, column: str = "input_image") -> tuple[bytes, str]:
+        """A picture's file, and how it is called."""
         if ref.bytes is not None:
-            data = ref.bytes
-        elif ref.path:
-            data = self.roots.read(ref.path)
-        else:
-            raise PictureError("input_image has neither bytes nor a path")
-        pixels = decode(data, shown(ref.path or "the picture's bytes"), height, width)
-        return Picture(pixels, hashlib.sha256(data).hexdigest())
+            return ref.bytes, shown(ref.path or "the picture's bytes")
+        if ref.path:
+            return self.roots.read(ref.path), shown(ref.path)
+        raise PictureError(f"{column} has neither bytes nor a path")
 
 
 def check_pixels(picture: Image.Image, name: str) -> None:
@@ -61,14 +71,63 @@ def check_pixels(picture: Image.Image, name: str) -> None:
 
 def decode(data: bytes, name: str, height: int, width: int) -> Tensor:
     """A picture file's content as (3, height, width) in −1…1."""
+    return understood(data, name, lambda picture: to_pixels(picture, height, width))
+
+
+def size_of(data: bytes, name: str, *, whole: bool = True) -> Size:
+    """Width and height of a picture file as it is shown; `whole`: having decoded all of it."""
+
+    def measured(picture: Image.Image) -> Size:
+        size = upright_size(picture)
+        if whole:
+            picture.load()
+        return size
+
+    return understood(data, name, measured)
+
+
+def trained(
+    data: bytes, name: str, height: int, width: int, told: Size | None = None
+) -> tuple[Tensor, Size]:
+    """A picture file's content as a trainer takes it, (3, height, width) in −1…1, and its own width
+    and height as it is shown; PictureError if that is not what was `told`."""
+
+    def use(picture: Image.Image) -> tuple[Tensor, Size]:
+        size = upright_size(picture)
+        if told is not None and size != told:
+            raise PictureError(
+                f"{name}: has {size[0]} × {size[1]} pixels, and its row says {told[0]} × {told[1]}"
+            )
+        return training_pixels(picture, height, width), size
+
+    return understood(data, name, use)
+
+
+def weights(data: bytes, name: str, height: int, width: int, of: Size) -> Tensor:
+    """A mask file's content as (1, height, width) in 0…1, placed as the picture is whose own size
+    is `of`; PictureError for other proportions, of which nobody knows the place."""
+
+    def use(mask: Image.Image) -> Tensor:
+        wide, high = upright_size(mask)
+        if abs(high * of[0] / wide - of[1]) > 1 and abs(wide * of[1] / high - of[0]) > 1:
+            raise PictureError(
+                f"{name}: the mask has {wide} × {high} pixels, and its picture {of[0]} × {of[1]}: "
+                "other proportions"
+            )
+        return mask_weights(mask, height, width)
+
+    return understood(data, name, use)
+
+
+def understood(data: bytes, name: str, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of a picture file; PictureError for whatever a decoder finds wrong."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # our own limit is below
+        with OPENING, warnings.catch_warnings():
+            # our own limit is below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
         check_pixels(picture, name)
-        return to_pixels(picture, height, width)
+        return use(picture)
     except UnidentifiedImageError:  # its own words hold an address in memory
         what = "of a known format" if data else "(it is empty)"
         raise PictureError(f"{name}: is not a readable picture {what}") from None

@@ -132,11 +132,15 @@ class Output:
     def check(self, recipe: Mapping[str, Any], files: Iterable[ManifestFile]) -> None:
         """Refuse what `claim` and `enrol` would refuse, and write nothing."""
         try:
-            if self.storage.exists(RECIPE):
-                self._same_recipe(recipe)
+            self.check_recipe(recipe)
             self._unknown(files)
         except OSError as error:
             raise OutputError(f"output {self.storage.uri}: cannot be used: {error}") from None
+
+    def check_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """Refuse what `claim` would refuse, and write nothing."""
+        if self.storage.exists(RECIPE):
+            self._same_recipe(recipe)
 
     def _same_recipe(self, recipe: Mapping[str, Any]) -> None:
         there = json.loads(self.storage.read(RECIPE))

@@ -20,6 +20,7 @@ from PIL import Image
 from batch.output import DATA, REJECTED, Output
 from batch.report import RunReport
 from batch.storage import name_of
+from schemas.ingest import IngestJob
 from schemas.jobs import GenerateJob
 
 SHOWN = 240
@@ -28,6 +29,7 @@ THUMB = 192  # pixels
 PROMPT_SHOWN = 200  # characters, of a rejected row
 PAGE = Path(__file__).with_name("page.html")
 COLUMNS = ("key", "sample", "prompt", "seed", "height", "width", "num_inference_steps")
+TRAINING = {"image_height": "height", "image_width": "width"}  # as training shards call these
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,13 @@ def shown(output: Output) -> Iterator[Shown]:
 
 
 def from_parquet(file: Any) -> Iterator[Shown]:
-    for batch in pq.ParquetFile(file).iter_batches(16, columns=["image", *COLUMNS]):
+    parquet = pq.ParquetFile(file)
+    training = set(TRAINING) <= set(parquet.schema_arrow.names)
+    wanted = ("key", "prompt", *TRAINING) if training else COLUMNS
+    for batch in parquet.iter_batches(16, columns=["image", *wanted]):
         for row in batch.to_pylist():
-            yield Shown(row.pop("image")["bytes"], row)
+            data = row.pop("image")["bytes"]
+            yield Shown(data, {TRAINING.get(name, name): value for name, value in row.items()})
 
 
 def from_tar(file: Any) -> Iterator[Shown]:
@@ -78,11 +84,13 @@ def thumbnail(data: bytes) -> str:
 
 def bucket(told: dict[str, Any]) -> str:
     """Size and steps, by which the page filters."""
-    return f"{told['width']}×{told['height']}, {told['num_inference_steps']} steps"
+    size = f"{told['width']}×{told['height']}"
+    steps = told.get("num_inference_steps")
+    return size if steps is None else f"{size}, {steps} steps"
 
 
 def figure(one: Shown) -> str:
-    details = ", ".join(f"{name} {one.told[name]}" for name in ("key", "sample", "seed"))
+    details = ", ".join(f"{n} {one.told[n]}" for n in ("key", "sample", "seed") if n in one.told)
     size = bucket(one.told)
     return (
         f'<figure data-bucket="{escape(size)}">'
@@ -117,7 +125,7 @@ def rejects_table(output: Output) -> tuple[str, int]:
     return f'<section id="rejected"><h2>Rejected</h2>{table}</section>', len(rows)
 
 
-def page(job: GenerateJob, output: Output, report: RunReport) -> str:
+def page(job: GenerateJob | IngestJob, output: Output, report: RunReport) -> str:
     """The page, with the first pictures of the dataset."""
     pictures = [one for one, _ in zip(shown(output), range(SHOWN), strict=False)]
     buckets = sorted({bucket(one.told) for one in pictures})

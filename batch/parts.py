@@ -17,14 +17,27 @@ import pyarrow as pa
 
 from batch.output import RUN
 from batch.storage import Storage
-from schemas.records import ImageRecord, Record, RejectedRecord, TargetRecord, TensorRecord
+from schemas.records import (
+    ImageRecord,
+    Record,
+    RejectedRecord,
+    StoredFile,
+    TargetRecord,
+    TensorRecord,
+    TrainingRecord,
+)
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [("kind", pa.string()), ("told", pa.string()), ("blobs", pa.list_(pa.large_binary()))]
 )
-KINDS = {"image": ImageRecord, "target": TargetRecord, "rejected": RejectedRecord}
+KINDS = {
+    "image": ImageRecord,
+    "target": TargetRecord,
+    "training": TrainingRecord,
+    "rejected": RejectedRecord,
+}
 NUMBERS = b"numbers"  # of the wishes in a part, in its schema's metadata
 HELD_BYTES = 64 * 2**20  # of pictures and tensors in memory, per shard in progress
 WORTH = 30  # a part is written when it saves this many times what one costs
@@ -127,18 +140,30 @@ def to_part(records: dict[int, Record]) -> pa.Buffer:
 
 
 def blobs_of(record: Record) -> list[bytes]:
-    """What of a record is not words: its picture, or its tensors in the order of their names."""
+    """What of a record is not words: its picture, its files, or its tensors in the order of their
+    names."""
     match record:
         case ImageRecord():
             return [record.image]
         case TargetRecord():
             return [record.tensors[name].bytes for name in sorted(record.tensors)]
+        case TrainingRecord():
+            return [record.image.bytes, *(file.bytes for file in flat(record))]
         case RejectedRecord():
             return []
 
 
+def flat(record: TrainingRecord) -> Iterator[StoredFile]:
+    """A row's further files, one after the other."""
+    for found in record.files.values():
+        if found is not None:
+            yield from (found if isinstance(found, tuple) else (found,))
+
+
 def told_of(record: Record) -> dict[str, Any]:
     """All the rest of it, as JSON has it."""
+    if isinstance(record, TrainingRecord):
+        return told_of_training(record)
     told = record.model_dump(exclude={"image", "tensors"})
     if isinstance(record, TargetRecord):
         told["tensors"] = {
@@ -147,12 +172,43 @@ def told_of(record: Record) -> dict[str, Any]:
     return told
 
 
+def told_of_training(record: TrainingRecord) -> dict[str, Any]:
+    """Its words, with a path where a file is."""
+    files = {
+        name: [file.path for file in found]
+        if isinstance(found, tuple)
+        else None
+        if found is None
+        else {"path": found.path}
+        for name, found in record.files.items()
+    }
+    told = record.model_dump(exclude={"image", "files"})
+    return told | {"files": files, "path": record.image.path}
+
+
+def training_of(told: dict[str, Any], blobs: list[bytes]) -> TrainingRecord:
+    """The record of such words and its files in their order."""
+    waiting = iter(blobs)
+    image = StoredFile(bytes=next(waiting), path=told.pop("path"))
+    files: dict[str, StoredFile | tuple[StoredFile, ...] | None] = {}
+    for name, found in told.pop("files").items():
+        if isinstance(found, list):
+            files[name] = tuple(StoredFile(bytes=next(waiting), path=path) for path in found)
+        elif found is not None:
+            files[name] = StoredFile(bytes=next(waiting), path=found["path"])
+        else:
+            files[name] = None
+    return TrainingRecord(**told, image=image, files=files)
+
+
 def from_batch(batch: pa.RecordBatch) -> Record:
     (row,) = batch.to_pylist()
     told, blobs = json.loads(row["told"]), row["blobs"]
     match row["kind"]:
         case "image":
             return ImageRecord(**told, image=blobs[0])
+        case "training":
+            return training_of(told, blobs)
         case "target":
             names = sorted(told.pop("tensors").items())
             tensors = {

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 from batch.manifest import Manifest, Row, RowReader
 from batch.shards import Shard, count_rows
+from batch.target_plan import dynamic_size, max_pixels_of
 from schemas.base import SchemaError
-from schemas.jobs import Job, row_of
+from schemas.jobs import DistillJob, GenerateJob, row_of
+from schemas.manifest import PromptRow
 from schemas.sampling import Sampling
 
 FAULTS_SHOWN = 20
@@ -24,13 +26,15 @@ class Preview:
     faulty: int = 0
     faults: list[str] = field(default_factory=list)
 
-    def add(self, job: Job, shard: Shard, row: Row, first: str | None) -> None:
+    def add(self, job: GenerateJob | DistillJob, shard: Shard, row: Row, first: str | None) -> None:
         if first is not None:
             self._fault(shard, row, f"the key stands first in {first}")
-        elif row.parsed is None:
+        elif not isinstance(row.parsed, PromptRow):
             self._fault(shard, row, row.fault or "")
         else:
             own = {k: v for k in Sampling.model_fields if (v := getattr(row.parsed, k)) is not None}
+            if isinstance(job, DistillJob) and max_pixels_of(job) is not None:
+                own |= dynamic_size(row.values, job) or {"height": 0}  # which is refused
             try:
                 kind = Sampling.parse(job.sampling.model_dump() | own)
                 self.buckets[bucket(kind)] += 1
@@ -64,7 +68,7 @@ def bucket(sampling: Sampling) -> str:
     )
 
 
-def preview(job: Job, manifest: Manifest, shards: list[Shard]) -> Preview:
+def preview(job: GenerateJob | DistillJob, manifest: Manifest, shards: list[Shard]) -> Preview:
     """Parse every row; ManifestError has been ruled out before."""
     rows = count_rows(shards)
     out = Preview(len(shards), rows, rows * job.samples_per_row)

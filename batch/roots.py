@@ -22,6 +22,7 @@ BUSY = (
 )  # as pyarrow calls what S3 says
 
 T = TypeVar("T")
+Span = tuple[int, int]  # offset and size
 
 
 class Root(Protocol):
@@ -30,8 +31,9 @@ class Root(Protocol):
     def find(self, address: str) -> str | None:
         """Where in it that is, or None if it lies elsewhere; a relative one starts here."""
 
-    def read(self, place: str) -> bytes:
-        """OSError or PictureError if it cannot be had."""
+    def read(self, place: str, span: Span | None = None) -> bytes:
+        """All of it, or of a file that holds many the part at that offset and of that size; OSError
+        or PictureError if it cannot be had."""
 
 
 class Folder:
@@ -48,12 +50,16 @@ class Folder:
         path = (self.path / address).resolve()
         return str(path) if path.is_relative_to(self.path) else None
 
-    def read(self, place: str) -> bytes:
+    def read(self, place: str, span: Span | None = None) -> bytes:
         path = Path(place)
         if not path.is_dir() and not path.is_file() and path.exists():
             raise PictureError(f"{place}: is no file")  # a pipe would make us wait for ever
-        check_size(place, path.stat().st_size)
-        return path.read_bytes()
+        check_size(place, span[1] if span else path.stat().st_size)
+        if span is None:
+            return path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(span[0])
+            return file.read(span[1])
 
 
 class Store:
@@ -81,11 +87,11 @@ class Store:
         outside = ".." in path.parts or not path.is_relative_to(self.path)
         return None if outside else str(path)
 
-    def read(self, place: str) -> bytes:
+    def read(self, place: str, span: Span | None = None) -> bytes:
         def content() -> bytes:
             with self.fs.open_input_file(place) as file:
-                check_size(place, file.size())
-                return bytes(file.read())
+                check_size(place, span[1] if span else file.size())
+                return bytes(file.read_at(span[1], span[0]) if span else file.read())
 
         return patiently(content)
 
@@ -101,6 +107,13 @@ def patiently(read: Callable[[], T]) -> T:
                 raise
             time.sleep(pause)
     return read()
+
+
+def whole(data: bytes, span: Span | None, name: str) -> bytes:
+    """PictureError for a part that its file ends within."""
+    if span and len(data) != span[1]:
+        raise PictureError(f"{name}: ends before {sum(span)} bytes")
+    return data
 
 
 def check_size(place: str, size: int) -> None:
@@ -125,14 +138,14 @@ class Roots:
         self.uris = tuple(uris)
         self.roots = [root_of(uri) for uri in uris]
 
-    def read(self, address: str) -> bytes:
+    def read(self, address: str, span: Span | None = None) -> bytes:
         """PictureError if it lies in none of the places, or cannot be had."""
         name = shown(address)
         roots = self.roots if "://" in address or address.startswith("/") else self.roots[:1]
         for root in roots:
             try:
                 if (place := root.find(address)) is not None:
-                    return root.read(place)
+                    return whole(root.read(place, span), span, name)
             except OSError as error:
                 raise PictureError(f"{name}: cannot be read: {type(error).__name__}") from None
             except (ValueError, RuntimeError):  # null bytes, broken brackets; links in a circle

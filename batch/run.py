@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from batch.actor import ShardWorker
-from batch.card import card
+from batch.card import card, training_card
 from batch.display import display
 from batch.errors import JobError, RunFailed, StorageDown, StorageError
 from batch.lane import MakeWorker
@@ -21,12 +21,13 @@ from batch.pool import Pool
 from batch.report import RunReport
 from batch.retry import retry_of, turns
 from batch.shards import Shard, plan
-from batch.target_plan import target_plan
+from batch.target_plan import check_sizes, target_plan
 from batch.targets.card import publish_targets
 from batch.targets.spent import COST, publish_cost
 from batch.telemetry import Telemetry
 from batch.workers import share_of
-from schemas.jobs import DistillJob, Job, lineage_of, row_of
+from schemas.ingest import IngestJob
+from schemas.jobs import BatchJob, DistillJob, GenerateJob, Job, lineage_of, row_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +46,23 @@ class WorkerFactory:
         # with stages comes torch: not in the driver
         from batch.stages.distill import DistillStage
         from batch.stages.generate import GenerateStage
+        from batch.stages.ingest import IngestStage
 
-        kind = DistillStage if isinstance(self.job, DistillJob) else GenerateStage
-        return ShardWorker(self.job, kind(self.job, self.roots), crumb)
+        match self.job:
+            case GenerateJob():
+                return ShardWorker(self.job, GenerateStage(self.job, self.roots), crumb)
+            case DistillJob():
+                return ShardWorker(self.job, DistillStage(self.job, self.roots), crumb)
+            case IngestJob():
+                return ShardWorker(self.job, IngestStage(self.job), crumb)
 
 
-def checked_plan(job: Job) -> tuple[Manifest, list[Shard]]:
+def checked_plan(job: GenerateJob | DistillJob) -> tuple[Manifest, list[Shard]]:
     """The manifest's shards; ManifestError before anything is started."""
     manifest = Manifest(job.manifest)
     manifest.check(job.passthrough, row_of(job), lineage_of(job))
     if isinstance(job, DistillJob):
+        check_sizes(manifest, job)
         return manifest, target_plan(manifest, job)
     return manifest, plan(manifest, job.rows_per_shard, job.recipe())
 
@@ -85,7 +93,7 @@ def run(
         stop = start()
         check_nodes(output)
         name = f"{RUN}/reports/{run_name()}.json"
-        share = share_of(resources(), job.workers, job.engine.device)
+        share = share_of(resources(), job.workers, job.device)
         make = factory(placed(job, share.resources.gpus), (manifest.root, *job.picture_roots))
         pool = Pool(
             make,
@@ -160,6 +168,8 @@ def check_nodes(output: Output) -> None:
 
 def placed(job: Job, gpus: int) -> Job:
     """The job with its device decided: a worker that has a GPU must not fall back to a CPU."""
+    if not isinstance(job, BatchJob):
+        return job
     engine = job.engine.model_copy(update={"device": "cuda" if gpus else "cpu"})
     return job.model_copy(update={"engine": engine})
 
@@ -215,7 +225,10 @@ def publish(job: Job, output: Output, report: RunReport) -> None:
     if isinstance(job, DistillJob):
         publish_targets(job, output, report)
         return
-    text = card(job, report).encode()
+    if isinstance(job, IngestJob):
+        text = training_card(job, report).encode()
+    else:
+        text = card(job, report).encode()
     storage = output.storage
     if storage.exists("README.md") and storage.read("README.md") == text:
         return

@@ -5,15 +5,15 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.arrow import image_schema, leaves, rejected_schema
-from schemas.records import ImageRecord, RejectedRecord
+from schemas.arrow import image_schema, leaves, rejected_schema, training_schema
+from schemas.records import ImageRecord, RejectedRecord, TrainingRecord
 
 LONGEST_KEY = 80  # characters of it in a file's name; tar has 100 for all
 ROW_GROUP_BYTES = 32 * 2**20
@@ -37,6 +37,45 @@ def plain(value: Any) -> str:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
+def write_training(
+    file: BinaryIO,
+    records: Iterable[tuple[TrainingRecord, Carried]],
+    files: Mapping[str, bool],
+    carried: list[pa.Field],
+) -> int:
+    """Training records as one Parquet file, in the order given; how many there were. `files` are
+    the columns of further files, and whether a row has several."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for record, more in records:
+            told = record.model_dump()
+            yield told | told.pop("files") | more
+
+    return write_rows(file, training_schema(files, carried), rows(), ("image", *files))
+
+
+def write_rows(
+    file: BinaryIO, schema: pa.Schema, rows: Iterable[dict[str, Any]], files: Sequence[str]
+) -> int:
+    """Rows as one Parquet file. What is in the columns `files` is not compressed again."""
+    every = [leaf for field in schema for leaf in leaves(field)]
+    raw = {x for name in files for x in leaves(schema.field(name)) if x.endswith(".bytes")}
+    plain = [leaf for leaf in every if leaf.partition(".")[0] not in files]
+    count = 0
+    with pq.ParquetWriter(
+        file,
+        schema,
+        compression={leaf: "none" if leaf in raw else "zstd" for leaf in every},
+        use_dictionary=plain,
+        write_statistics=plain,  # of pictures the least and the greatest mean nothing
+        write_page_index=True,
+    ) as writer:
+        for group in row_groups(rows, files):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+            count += len(group)
+    return count
+
+
 def write_parquet(
     file: BinaryIO,
     records: Iterable[tuple[ImageRecord, Carried]],
@@ -46,41 +85,37 @@ def write_parquet(
     """Image records as one Parquet file, in the order given; how many there were. Pictures are not
     compressed again."""
     schema = image_schema(passthrough)
-    plain = [leaf for field in schema if field.name != "image" for leaf in leaves(field)]
     rows = (
         record.model_dump()
         | carried
         | {"image": {"bytes": record.image, "path": file_name(record, kind)}}
         for record, carried in records
     )
-    count = 0
-    with pq.ParquetWriter(
-        file,
-        schema,
-        compression={**dict.fromkeys(plain, "zstd"), "image.bytes": "none", "image.path": "zstd"},
-        use_dictionary=plain,
-        write_statistics=plain,  # of pictures the least and the greatest mean nothing
-        write_page_index=True,
-    ) as writer:
-        for group in row_groups(rows):
-            writer.write_table(pa.Table.from_pylist(group, schema))
-            count += len(group)
-    return count
+    return write_rows(file, schema, rows, ("image",))
 
 
-def row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows cut where their pictures reach the size of a row group; no rows are no row group, for
+def row_groups(
+    rows: Iterable[dict[str, Any]], files: Sequence[str]
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows cut where their files reach the size of a row group; no rows are no row group, for
     `datasets` stumbles over an empty one."""
     group: list[dict[str, Any]] = []
     held = 0
     for row in rows:
         group.append(row)
-        held += len(row["image"]["bytes"])
+        held += sum(bytes_in(row[name]) for name in files)
         if held >= ROW_GROUP_BYTES:
             yield group
             group, held = [], 0
     if group:
         yield group
+
+
+def bytes_in(cell: Any) -> int:
+    """Of the files of a cell."""
+    if cell is None:
+        return 0
+    return len(cell["bytes"]) if isinstance(cell, dict) else sum(map(bytes_in, cell))
 
 
 def to_rejected(records: Sequence[RejectedRecord]) -> pa.Buffer:

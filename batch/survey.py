@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,14 @@ import pyarrow.parquet as pq
 from batch.errors import OutputError
 from batch.output import REJECTED, RUN, SUFFIX, Output
 from batch.storage import Storage
+from schemas.records import TRAINING_SIZES
 
 SHOWN = ("key", "sample", "prompt", "seed", "height", "width")
+ELSEWHERE = {  # what targets and training shards call it
+    "prompt": ("caption",),
+    "height": ("image_height",),
+    "width": ("image_width",),
+}
 
 
 @dataclass
@@ -86,15 +92,28 @@ def rows_of(output: Output, shards: list[str]) -> Iterator[dict[str, Any]]:
         with output.storage.open(output.data(shard)) as file:
             if output.suffix == SUFFIX["parquet"]:
                 parquet = pq.ParquetFile(file)
-                there = {*parquet.schema_arrow.names}  # targets have captions for prompts
-                names = {(n if n in there else "caption"): n for n in SHOWN}
+                names = called({*parquet.schema_arrow.names})
                 for row in parquet.read(columns=list(names)).to_pylist():
-                    yield {names[name]: value for name, value in row.items()}
+                    told = {names[name]: value for name, value in row.items()}
+                    yield dict.fromkeys(SHOWN) | told
                 continue
             with tarfile.open(fileobj=io.BufferedReader(file)) as tar:
                 for member in tar:
                     if member.name.endswith(".json") and (text := tar.extractfile(member)):
                         yield json.load(text)
+
+
+def called(there: Set[str]) -> dict[str, str]:
+    """The columns of a file that tell what is shown, each with what it tells. Those of training
+    shards come first: what their rows carry along may have any name."""
+    training = {*TRAINING_SIZES} <= there
+    out = {}
+    for name in SHOWN:
+        names = (*ELSEWHERE.get(name, ()), name) if training else (name, *ELSEWHERE.get(name, ()))
+        column = next((one for one in names if one in there), None)
+        if column is not None and not (training and name in ("sample", "seed")):
+            out[column] = name
+    return out
 
 
 def run_of(report: dict[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from batch.errors import ManifestError
 from batch.manifest import Manifest, ManifestFile
 from batch.shards import Shard, digest, plan
+from flux_engine.sizes import training_size
 from schemas.jobs import DistillJob
 from schemas.sampling import GRID, LARGEST_SIDE
+from schemas.targets import OfPictures
 
+SIZES = ("image_width", "image_height")
 READ = 2**14  # rows at a time
 COLUMNS = (
     *("prompt", "caption", "negative_prompt", "cfg_scale", "t5_sequence_length"),
-    *("height", "width", "loras"),
+    *("height", "width", "loras", *SIZES),
 )
 Size = tuple[int, int]
 
@@ -59,7 +63,8 @@ def split(
         else:
             sizes.setdefault(size, []).append(number)
     if not sizes:
-        sizes[size_of({}, job) or (0, 0)] = []
+        jobs = {"height": job.sampling.height, "width": job.sampling.width}
+        sizes[size_of(jobs, job) or (0, 0)] = []
     out = []
     for (height, width), numbers in sizes.items():
         mine = sorted([*numbers, *lost])
@@ -84,7 +89,10 @@ def split(
 
 
 def size_of(row: Mapping[str, Any], job: DistillJob) -> Size | None:
-    """A row's height and width, or None if no picture has them."""
+    """A row's height and width, or None if no picture has them: what the row says, else what
+    follows from its picture where the target goes by that, else the job's."""
+    if max_pixels_of(job) is not None:
+        row = {**row} | (dynamic_size(row, job) or {"height": 0})
     out = []
     for name in ("height", "width"):
         value = row.get(name)
@@ -93,6 +101,44 @@ def size_of(row: Mapping[str, Any], job: DistillJob) -> Size | None:
             return None
         out.append(int(value))
     return out[0], out[1]
+
+
+def max_pixels_of(job: DistillJob) -> int | None:
+    return job.target.max_pixels if isinstance(job.target, OfPictures) else None
+
+
+def dynamic_size(row: Mapping[str, Any], job: DistillJob) -> dict[str, int] | None:
+    """Height and width that follow from a row's picture; nothing if the row says both itself, None
+    if neither it nor its picture's columns do."""
+    target = job.target
+    assert isinstance(target, OfPictures)
+    assert target.max_pixels is not None
+    said = [row.get(name) is not None for name in ("height", "width")]
+    if all(said):
+        return {}
+    width, height = (row.get(name) for name in SIZES)
+    if any(said) or not isinstance(width, int) or not isinstance(height, int):
+        return None
+    if min(width, height) < 1:
+        return None
+    width, height = training_size(width, height, target.max_pixels, target.bucket_step)
+    return {"height": height, "width": width}
+
+
+def check_sizes(manifest: Manifest, job: DistillJob) -> None:
+    """ManifestError for a file whose rows cannot have sizes of their own, or no masks, although the
+    target wants them."""
+    for file in manifest.files:
+        names = {*file.schema.names}
+        if max_pixels_of(job) is not None and not (
+            {*SIZES} <= names or {"height", "width"} <= names
+        ):
+            raise ManifestError(
+                f"{file.path}: target.max_pixels wants the columns {' and '.join(SIZES)}, which "
+                "training shards have (jobs.ingest makes them), or height and width"
+            )
+        if getattr(job.target, "mask", False) and "mask" not in names:
+            raise ManifestError(f"{file.path}: target.mask wants a column mask; it has none")
 
 
 def new(row: Mapping[str, Any], job: DistillJob, seen: set[bytes]) -> Iterator[int]:

@@ -40,10 +40,12 @@ class WebRoot:
         folder = self.top.path.rstrip("/")
         return ".." not in steps and (url.path == folder or url.path.startswith(f"{folder}/"))
 
-    def read(self, place: str) -> bytes:
+    def read(self, place: str, span: tuple[int, int] | None = None) -> bytes:
         """PictureError for an answer other than 200, for too many bytes, for a redirect out of the
         root, and for a host that is not a public one."""
         name, url = shown(place), place
+        if span:
+            raise PictureError(f"{name}: parts of files are not read from the web")
         for _ in range(REDIRECTS + 1):
             answer, data = fetch(urlsplit(url))
             if answer.status == http.client.OK:

@@ -15,7 +15,9 @@ from rich.table import Table
 
 from batch.errors import JobError
 from schemas.base import Schema, SchemaError
+from schemas.ingest import IngestJob
 from schemas.jobs import DistillJob, GenerateJob, Job
+from schemas.training import TrainJob
 
 S = TypeVar("S", bound=Schema)
 
@@ -38,15 +40,22 @@ def load(schema: type[S], config: Path, changes: Sequence[str]) -> S:
     return schema.parse(values, str(config))
 
 
-def load_job(config: Path, changes: Sequence[str]) -> Job:
-    """A job of whichever kind: only distillation has a `target`."""
+def load_job(config: Path, changes: Sequence[str]) -> Job | TrainJob:
+    """A job of whichever kind: only distillation has a `target`, only training material a
+    `source`, and only training an `output_path`."""
     try:
         values = yaml.safe_load(config.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         values = None  # `load` says what is wrong
-    named = isinstance(values, dict) and "target" in values
-    if named or any(change.startswith("target.") for change in changes):
-        return load(DistillJob, config, changes)
+    kinds: dict[str, type[DistillJob] | type[IngestJob] | type[TrainJob]] = {
+        "target": DistillJob,
+        "source": IngestJob,
+        "output_path": TrainJob,
+    }
+    for name, schema in kinds.items():
+        named = isinstance(values, dict) and name in values
+        if named or any(change.startswith((f"{name}.", f"{name}=")) for change in changes):
+            return load(schema, config, changes)
     return load(GenerateJob, config, changes)
 
 

@@ -28,7 +28,9 @@ from batch.shards import digest
 from batch.storage import name_of
 from jobs import cli
 from schemas.base import SchemaError
+from schemas.ingest import HubSource, IngestJob
 from schemas.jobs import DistillJob, Job, lineage_of, row_of
+from schemas.training import TrainJob
 
 logger = logging.getLogger(__name__)
 
@@ -90,37 +92,71 @@ def states(server: Server) -> Mapping[str, JobStatus]:
     return {job.submission_id: job.status for job in server.list_jobs() if job.submission_id}
 
 
-def submission_of(job: Job, config: Path, changes: list[str], tick: str) -> Submission:
+def submission_of(job: Job | TrainJob, config: Path, changes: list[str], tick: str) -> Submission:
     """SchemaError or ManifestError if the job cannot run from a copy of this folder."""
     here = Path.cwd()
     place = config.resolve()
     if not place.is_relative_to(here):
         raise SchemaError(f"{config}: lies outside {here}, the folder that travels to the cluster")
-    if not absolute(job.output):
+    output = job.output_path if isinstance(job, TrainJob) else job.output
+    if not absolute(output):
         raise SchemaError(
-            f"output {job.output}: is relative, and the job runs in a copy of this folder; give an "
+            f"output {output}: is relative, and the job runs in a copy of this folder; give an "
             "absolute path that every node sees, or an s3:// address"
         )
-    if not absolute(job.manifest) and not Path(job.manifest).resolve().is_relative_to(here):
+    if isinstance(job, IngestJob):
+        check_source(job, here)
+    elif isinstance(job, TrainJob):
+        check_datasets(job, here)
+    elif not absolute(job.manifest) and not Path(job.manifest).resolve().is_relative_to(here):
         raise SchemaError(f"manifest {job.manifest}: lies outside {here}; give an absolute path")
     files = manifest_files(job)
-    identity = digest([job.recipe(), job.manifest, job.output, files])[:12]
-    slug = re.sub(r"[^a-z0-9]+", "-", name_of(job.output).lower()).strip("-")[:40]
+    identity = digest([job.recipe(), rows_of(job), output, files])[:12]
+    slug = re.sub(r"[^a-z0-9]+", "-", name_of(output).lower()).strip("-")[:40]
     parts = ["fluxmill", slug, identity, re.sub(r"[^A-Za-z0-9]+", "-", tick).strip("-")]
-    module = "jobs.distill" if isinstance(job, DistillJob) else "jobs.generate"
+    modules = {DistillJob: "jobs.distill", IngestJob: "jobs.ingest", TrainJob: "jobs.train"}
+    module = modules.get(type(job), "jobs.generate")
     words = ["python", "-m", module, "--config", str(place.relative_to(here))]
     for change in changes:
         words += ["--set", change]
     name = "-".join(part for part in parts if part)
-    return Submission(name, shlex.join(words), seen=bool(tick) or files is not None)
+    # what a training job learns from is in its output's recipe: with other rows it would be refused
+    seen = bool(tick) or files is not None or isinstance(job, TrainJob)
+    return Submission(name, shlex.join(words), seen=seen)
+
+
+def rows_of(job: Job | TrainJob) -> Any:
+    """Where a job's rows are."""
+    if isinstance(job, TrainJob):
+        return [dataset.path for dataset in job.datasets]
+    return job.source.model_dump() if isinstance(job, IngestJob) else job.manifest
+
+
+def check_datasets(job: TrainJob, here: Path) -> None:
+    """SchemaError for a relative path that leads out of the folder that travels."""
+    for dataset in job.datasets:
+        if not absolute(dataset.path) and not Path(dataset.path).resolve().is_relative_to(here):
+            raise SchemaError(f"dataset {dataset.path}: lies outside {here}; give an absolute path")
+
+
+def check_source(job: IngestJob, here: Path) -> None:
+    """SchemaError for a relative path that leads out of the folder that travels."""
+    if isinstance(job.source, HubSource):
+        return
+    for name in ("path", "dataset_base_path", "dataset_metadata_path"):
+        place = getattr(job.source, name, None)
+        if place and not absolute(place) and not Path(place).resolve().is_relative_to(here):
+            raise SchemaError(f"source.{name} {place}: lies outside {here}; give an absolute path")
 
 
 def absolute(address: str) -> bool:
     return "://" in address or Path(address).is_absolute()
 
 
-def manifest_files(job: Job) -> list[list[Any]] | None:
+def manifest_files(job: Job | TrainJob) -> list[list[Any]] | None:
     """Name, size and footer of each file, checked; None if only the cluster sees the manifest."""
+    if isinstance(job, IngestJob | TrainJob):
+        return None  # what there is, is found out where the job runs
     if not seen_here(job.manifest):
         logger.info("manifest is not on this machine: not checked", extra={"at": job.manifest})
         return None

@@ -81,9 +81,8 @@ def command(
 ) -> int:
     """The job in `config`, or with `dry_run` what it would do; the exit status. `foresee` says
     what it would cost."""
-    cli.start_logging()
-    stop = cli.StopSignal()
-    try:
+
+    def attempt(stop: cli.StopSignal) -> int:
         job: J = resolved(cli.load(schema, config, changes))
         cli.check_place(job.output)
         manifest: Manifest
@@ -97,7 +96,17 @@ def command(
             typer.echo(standing(job, manifest, shards))
             return cli.COMPLETE
         return work(job, manifest, shards, stop, retry_rejected=retry_rejected)
-    except (SchemaError, ManifestError, OutputError, StorageError, EngineError) as error:
+
+    return guarded(attempt)
+
+
+def guarded(attempt: Callable[[cli.StopSignal], int]) -> int:
+    """The exit status of a command; what is wrong with a job is told before anything is started."""
+    cli.start_logging()
+    stop = cli.StopSignal()
+    try:
+        return attempt(stop)
+    except (SchemaError, ManifestError, OutputError, JobError, StorageError, EngineError) as error:
         logger.error(str(error))  # noqa: TRY400  the message is for the user
         return cli.REFUSED
     except cli.Stopped as error:

@@ -18,6 +18,12 @@ def check_address(address: str) -> None:
             raise ValueError(f"{place}: has {name} in it; {WHERE}")
 
 
+def below(address: str, name: str) -> str:
+    """The address of what is called `name` in that folder."""
+    place, mark, options = address.partition("?") if "://" in address else (address, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
+
+
 WHERE = (
     "they belong into the environment (AWS_ACCESS_KEY_ID, …) or the machine's own role, for a job "
     "is written beside its dataset"

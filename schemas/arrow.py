@@ -6,14 +6,14 @@ decoded.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Any, get_args, get_origin
 
 import pyarrow as pa
 from pydantic import BaseModel
 
-from schemas.records import ImageRecord, RejectedRecord
+from schemas.records import TRAINING_COLUMNS, ImageRecord, RejectedRecord, TrainingRecord
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PLAIN = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
@@ -39,6 +39,32 @@ def image_schema(passthrough: list[pa.Field]) -> pa.Schema:
     """Columns of `data/`: the record's own, then those carried over from the manifest."""
     metadata = {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})}
     return pa.schema([*fields_of(ImageRecord), *passthrough], metadata=metadata)
+
+
+FILES = "fluxmill.files"  # the entry of a training shard's footer that names its columns of files
+
+
+def training_schema(files: Mapping[str, bool], carried: list[pa.Field]) -> pa.Schema:
+    """Columns of a training shard; `files` are those that hold files, and whether several."""
+    kinds = {"image": IMAGE}
+    plain = [name for name in TRAINING_COLUMNS if name != "image"]
+    kinds |= {name: type_of(TrainingRecord.model_fields[name].annotation) for name in plain}
+    kinds |= {name: pa.list_(IMAGE) if several else IMAGE for name, several in files.items()}
+    features: dict[str, Any] = {
+        name: [{"_type": "Image"}] if several else {"_type": "Image"}
+        for name, several in ({"image": False} | dict(files)).items()
+    }
+    metadata = {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        FILES: json.dumps(["image", *files]),
+    }
+    return pa.schema([*(pa.field(n, k) for n, k in kinds.items()), *carried], metadata=metadata)
+
+
+def files_in(schema: pa.Schema) -> tuple[str, ...]:
+    """Columns that hold files, where a training shard says so."""
+    told = (schema.metadata or {}).get(FILES.encode())
+    return tuple(json.loads(told)) if told else ()
 
 
 def rejected_schema() -> pa.Schema:

@@ -2,42 +2,38 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.address import check_address
-from schemas.base import Schema
 from schemas.engine import EngineConfig
-from schemas.manifest import COLUMNS, SOURCE_COLUMNS, PromptRow, SourceRow
-from schemas.records import TARGET_COLUMNS, ImageRecord
+from schemas.ingest import IngestJob, SourceLine
+from schemas.manifest import COLUMNS, SOURCE_COLUMNS, KeyedRow, PromptRow, SourceRow
+from schemas.mapped import MappedJob
+from schemas.records import TARGET_COLUMNS, TRAINING_SIZES, ImageRecord
 from schemas.sampling import Sampling
 from schemas.targets import CacheTarget, StoredType, Target
 
-Count = Annotated[int, Field(ge=1)]
 
-
-class BatchJob(Schema):
-    """What every job has that maps over a manifest's rows."""
+class BatchJob(MappedJob):
+    """What every job has that asks an engine about a manifest's rows."""
 
     manifest: str
-    output: str
-    rows_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 64
     samples_per_row: Annotated[int, Field(ge=1, le=10_000)] = 1
-    workers: Literal["auto"] | Count | tuple[Count, Count] = "auto"
     passthrough: tuple[str, ...] = ()
-    picture_roots: tuple[str, ...] = ()
     lora_roots: tuple[str, ...] = ()
-    shard_retries: Annotated[int, Field(ge=0, le=100)] = 3
-    max_rejected: Annotated[float, Field(ge=0.0)] | None = None
-    row_timeout: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
     engine: EngineConfig = EngineConfig()
     sampling: Sampling = Sampling()
 
-    @field_validator("manifest", "output", "picture_roots", "lora_roots")
+    @field_validator("manifest", "lora_roots")
     @classmethod
-    def _no_secrets(cls, addresses: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _no_secrets_here(cls, addresses: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for address in [addresses] if isinstance(addresses, str) else addresses:
             check_address(address)
         return addresses
+
+    @property
+    def device(self) -> str:
+        return self.engine.device
 
     @classmethod
     def own_columns(cls) -> set[str]:
@@ -54,20 +50,12 @@ class BatchJob(Schema):
             raise ValueError("a column is named twice")
         return names
 
-    @model_validator(mode="after")
-    def _range_rises(self) -> Self:
-        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
-            raise ValueError(f"workers {list(self.workers)}: the first is the smaller one")
-        return self
-
     def recipe(self) -> dict[str, Any]:
-        """Every setting that changes a byte under `data/`, flat, by its path in the file."""
-        out: dict[str, Any] = {}
-        flatten(self.model_dump(mode="json"), "", out)
+        out = super().recipe()
         if not isinstance(self.engine.model, str):
             out["engine.model"] = [entry.recipe() for entry in self.engine.model]
         unsaid = {f"engine.{name}" for name in LATER if getattr(self.engine, name) == LATER[name]}
-        return {k: v for k, v in out.items() if not k.startswith(NOT_IN_RECIPE) and k not in unsaid}
+        return {name: value for name, value in out.items() if name not in unsaid}
 
 
 class GenerateJob(BatchJob):
@@ -112,42 +100,28 @@ class DistillJob(BatchJob):
         return {*SOURCE_COLUMNS, *ImageRecord.model_fields, *TARGET_COLUMNS}
 
 
-Job = GenerateJob | DistillJob
+Job = GenerateJob | DistillJob | IngestJob
 
 
-def row_of(job: Job) -> type[PromptRow]:
+def row_of(job: Job) -> type[KeyedRow]:
     """What a row of the job's manifest is."""
-    return SourceRow if isinstance(job, DistillJob) else PromptRow
+    match job:
+        case GenerateJob():
+            return PromptRow
+        case DistillJob():
+            return SourceRow
+        case IngestJob():
+            return SourceLine
 
 
 def lineage_of(job: Job) -> frozenset[str]:
-    """Columns that the job's manifest may have and that mean nothing for it."""
-    return frozenset(ImageRecord.model_fields if isinstance(job, DistillJob) else ())
-
-
-NOT_IN_RECIPE = (
-    "manifest",
-    "output",
-    "workers",
-    "picture_roots",
-    "lora_roots",
-    "shard_retries",
-    "max_rejected",
-    "row_timeout",
-    "engine.device",
-    "engine.vram_limit",
-    "engine.lora_gib",
-)
+    """Columns that the job's manifest may have and that mean nothing for it, or not as a row's own
+    settings."""
+    if not isinstance(job, DistillJob):
+        return frozenset()
+    mask = ("mask",) if getattr(job.target, "mask", False) else ()
+    return frozenset({*ImageRecord.model_fields, *TRAINING_SIZES, *mask})
 
 
 # came after the first outputs, whose recipes do not name them
 LATER: dict[str, Any] = {"approximate": (), "attention": "default", "compile": False}
-
-
-def flatten(value: Any, path: str, out: dict[str, Any]) -> None:
-    """Nested mappings into `a.b: value`; lists stay whole."""
-    if not isinstance(value, dict):
-        out[path] = value
-        return
-    for name, inner in value.items():
-        flatten(inner, f"{path}.{name}" if path else name, out)

@@ -28,18 +28,13 @@ class Timesteps(Schema):
 
     @model_validator(mode="after")
     def _used(self) -> Self:
-        uses = {
-            "uniform": {"shift"},
-            "logit_normal": {"mean", "spread", "shift"},
-            "flux_shift": {"mean", "spread"},
-        }
-        refuse_unused(self, uses.get(self.kind, set()), f"timesteps {self.kind}")
+        refuse_unused(self, set(LEVELS.get(self.kind, ())), f"timesteps {self.kind}")
         return self
 
     @property
     def options(self) -> dict[str, float]:
-        """What was said beside the kind."""
-        return {name: getattr(self, name) for name in sorted(self.model_fields_set - {"kind"})}
+        """What this kind takes."""
+        return {name: getattr(self, name) for name in LEVELS.get(self.kind, ())}
 
 
 class Loss(Schema):
@@ -107,11 +102,27 @@ class Broken(Schema):
     skip: Annotated[int, Field(ge=0)] = 3
 
 
+LEVELS = {
+    "uniform": ("shift",),
+    "logit_normal": ("mean", "spread", "shift"),
+    "flux_shift": ("mean", "spread"),
+}
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
+
+
+def changed(config: Schema) -> set[str]:
+    """Names of what is not as it is without being said. Only that can be said in vain: a job that
+    was written down says everything."""
+    fields = type(config).model_fields
+    return {
+        name
+        for name in config.model_fields_set
+        if getattr(config, name) != fields[name].get_default(call_default_factory=True)
+    }
 
 
 def refuse_unused(config: Schema, used: set[str], what: str) -> None:
     """ValueError that names each value which is given and would have no effect."""
-    if idle := sorted(config.model_fields_set - used - {"kind"}):
+    if idle := sorted(changed(config) - used - {"kind"}):
         told = f"it uses {', '.join(sorted(used))}" if used else "it has no settings"
         raise ValueError(f"{', '.join(idle)}: of no effect with {what}; {told}")

@@ -31,11 +31,16 @@ class PictureRef(Schema):
     path: str | None = None
 
 
-class PromptRow(Schema):
+class KeyedRow(Schema):
+    """A row of any job; without a key one is made of where it stands and what it says."""
+
+    key: str | None = None
+
+
+class PromptRow(KeyedRow):
     """One row; a column that is absent or null leaves the word to the job's `sampling`."""
 
     prompt: Prompt
-    key: str | None = None
     negative_prompt: Prompt | None = None
     cfg_scale: Guidance | None = None
     embedded_guidance: Guidance | None = None

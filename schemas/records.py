@@ -2,6 +2,8 @@
 
 import builtins
 
+from pydantic import Field
+
 from schemas.base import Schema
 from schemas.lora import LoraRecord
 
@@ -87,6 +89,30 @@ class TargetRecord(Schema):
 TARGET_COLUMNS = tuple(name for name in TargetRecord.model_fields if name != "tensors")
 
 
+class StoredFile(Schema):
+    """A file as it was found: its bytes, and its path in the source."""
+
+    bytes: builtins.bytes
+    path: str | None = None
+
+
+class TrainingRecord(Schema):
+    """One captioned picture to train on. Sizes are those of the picture as it is shown (upright),
+    `files` the row's further files by column: one, several, or None."""
+
+    key: str
+    prompt: str
+    image: StoredFile
+    image_width: int
+    image_height: int
+    image_sha256: str  # of the file
+    files: dict[str, StoredFile | tuple[StoredFile, ...] | None] = Field(default_factory=dict)
+
+
+TRAINING_COLUMNS = tuple(name for name in TrainingRecord.model_fields if name != "files")
+TRAINING_SIZES = ("image_width", "image_height", "image_sha256")
+
+
 class RejectedRecord(Schema):
     """A row that got no picture: which, and why."""
 
@@ -99,5 +125,5 @@ class RejectedRecord(Schema):
     prompt: str | None
 
 
-Made = ImageRecord | TargetRecord
+Made = ImageRecord | TargetRecord | TrainingRecord
 Record = Made | RejectedRecord

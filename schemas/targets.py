@@ -1,10 +1,17 @@
 """What a distillation target holds: one model for each kind, and the words of a stored dataset."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import (
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from schemas.base import Schema
+from schemas.sampling import GRID
 
 StoredType = Literal["float16", "bfloat16", "float32"]
 Level = Annotated[FiniteFloat, Field(ge=0.0, le=1.0)]
@@ -16,11 +23,43 @@ NOISE = "torch-cpu-float32"  # torch.randn((Z, H/8, W/8)) of a CPU generator wit
 SOLVER = "euler"
 
 
-class CacheTarget(Schema):
-    """Pictures as latents: the posterior's mean, or its mean and log-variance (`moments`)."""
+class OfPictures(Schema):
+    """A target of pictures. With `max_pixels` a row's size, unless it says one, is its picture's,
+    scaled down to so many pixels and cut to multiples of `bucket_step`."""
+
+    max_pixels: Annotated[int, Field(ge=GRID * GRID)] | None = None
+    bucket_step: Annotated[int, Field(ge=GRID, le=1024, multiple_of=GRID)] = GRID
+
+    @model_validator(mode="after")
+    def _step_of_something(self) -> Self:
+        if self.max_pixels is None and "bucket_step" in self.model_fields_set:
+            raise ValueError("bucket_step means nothing without max_pixels")
+        if self.max_pixels is not None and self.max_pixels < self.bucket_step**2:
+            raise ValueError(
+                f"max_pixels {self.max_pixels}: is less than the {self.bucket_step**2} of one step "
+                "by one"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_said(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What came after the first outputs, whose recipes and identities do not name it, is told
+        only where it is set."""
+        told: dict[str, Any] = write(self)
+        if self.max_pixels is None:
+            del told["max_pixels"], told["bucket_step"]
+        if not told.get("mask", True):
+            del told["mask"]
+        return told
+
+
+class CacheTarget(OfPictures):
+    """Pictures as latents: the posterior's mean, or its mean and log-variance (`moments`). With
+    `mask`, what the row's mask leaves white, by latent cell."""
 
     kind: Literal["cache"] = "cache"
     moments: bool = False
+    mask: bool = False
 
 
 class PairTarget(Schema):
@@ -36,7 +75,7 @@ class PathTarget(Schema):
     segments: Annotated[int, Field(ge=1, le=1000)] | None = None
 
 
-class Levels(Schema):
+class Levels(OfPictures):
     """Noise levels at which a teacher is asked about a picture: those of `timesteps`, or `queries`
     of them drawn for each row (`uniform`, or `logit_normal`: the sigmoid of a normal draw)."""
 

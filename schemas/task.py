@@ -6,7 +6,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from schemas.address import check_address
 from schemas.base import Schema
-from schemas.learning import Guidance
+from schemas.learning import Guidance, changed
 from schemas.sampling import Schedule, Shift, Steps
 
 Task = Literal[
@@ -49,6 +49,7 @@ class TrainDataset(Schema):
     embedded_guidance: Told | None = None
     mask: bool = False
     prompt_column: str = "prompt"
+    leave_out: tuple[str, ...] = ()
     drop_small_buckets: bool = False
     posterior_mean: bool = False
     student_steps: Steps | None = None
@@ -71,7 +72,7 @@ class TrainDataset(Schema):
         """The task; ValueError for an option that it does not know."""
         options = {name for names in OPTIONS.values() for name in names}
         known = OPTIONS.get(task.partition(":")[0], set())
-        if idle := sorted(options & self.model_fields_set - known):
+        if idle := sorted(options & changed(self) - known):
             users = sorted(t for t, names in OPTIONS.items() if names & set(idle))
             raise ValueError(
                 f"{self.path}: {', '.join(idle)}: of no effect with task {task}; for "

@@ -9,8 +9,8 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 from schemas.address import check_address
 from schemas.base import Schema
 from schemas.engine import ModelEntry
-from schemas.jobs import Count, flatten
-from schemas.learning import Broken, Loss, OptimizerConfig, RateSchedule, Timesteps
+from schemas.learning import Broken, Loss, OptimizerConfig, RateSchedule, Timesteps, changed
+from schemas.mapped import Count, flatten
 from schemas.sampling import Prompt, Sampling, Seed, Side
 from schemas.task import DRAWN, EXTRA_INPUTS, GUIDED, Share, Task, Told, TrainDataset, check_range
 
@@ -33,6 +33,7 @@ class TrainJob(Schema):
     dataset_repeat: Count = 1
     dataset_num_workers: Annotated[int, Field(ge=0, le=64)] = 0
     data_file_keys: tuple[str, ...] = ("image",)
+    picture_roots: tuple[str, ...] = ()
     extra_inputs: tuple[str, ...] = ()
     trigger_word: str | None = None
     caption_dropout: Share = 0.0
@@ -129,12 +130,12 @@ class TrainJob(Schema):
                 )
         return values
 
-    @field_validator("output_path", "lora_checkpoint", "preset_lora_path")
+    @field_validator("output_path", "lora_checkpoint", "preset_lora_path", "picture_roots")
     @classmethod
-    def _no_secrets(cls, address: str | None) -> str | None:
-        if address is not None:
+    def _no_secrets(cls, told: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for address in [told] if isinstance(told, str) else told or ():
             check_address(address)
-        return address
+        return told
 
     @field_validator("extra_inputs")
     @classmethod
@@ -143,6 +144,17 @@ class TrainJob(Schema):
             raise ValueError(
                 f"{', '.join(unknown)}: no objective here takes that; there are "
                 f"{', '.join(EXTRA_INPUTS)}"
+            )
+        return names
+
+    @field_validator("data_file_keys")
+    @classmethod
+    def _known_files(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        more = [name for name in names[1:] if name != "mask"]
+        if more or not names or names[0] == "mask":
+            raise ValueError(
+                f"{', '.join(names)}: name the picture's column, and mask if there is one; no "
+                "objective here takes other pictures (leave_out of a dataset passes them over)"
             )
         return names
 
@@ -186,7 +198,7 @@ class TrainJob(Schema):
 
     @model_validator(mode="after")
     def _one_thing_is_trained(self) -> Self:
-        lora = sorted(LORA_ONLY & self.model_fields_set)
+        lora = sorted(LORA_ONLY & changed(self))
         if self.trainable_models and lora:
             raise ValueError(
                 f"trainable_models trains the whole transformer, and {', '.join(lora)} would have "
@@ -198,7 +210,7 @@ class TrainJob(Schema):
             raise ValueError("master_dtype bfloat16 goes with trainable_models; LoRAs are float32")
         if (self.preset_lora_model is not None) and self.preset_lora_path is None:
             raise ValueError("preset_lora_model goes with preset_lora_path")
-        if self.align_to_opensource_format and "lora_layout" in self.model_fields_set:
+        if self.align_to_opensource_format and self.lora_layout != "diffusers":
             raise ValueError("align_to_opensource_format means lora_layout kohya: give one of them")
         if self.align_to_opensource_format and self.trainable_models:
             raise ValueError("align_to_opensource_format is about LoRAs: it goes with no "
@@ -213,7 +225,7 @@ class TrainJob(Schema):
     def _numbers_fit(self) -> Self:
         if (self.height is None) != (self.width is None):
             raise ValueError("give height and width, or neither: then sizes are the pictures' own")
-        if self.height is not None and {"max_pixels", "bucket_step"} & self.model_fields_set:
+        if self.height is not None and {"max_pixels", "bucket_step"} & changed(self):
             raise ValueError("max_pixels and bucket_step have no effect with a height and width")
         if self.num_epochs is not None and self.max_steps is not None:
             raise ValueError("give num_epochs or max_steps, not both")
@@ -234,7 +246,7 @@ class TrainJob(Schema):
             raise ValueError("weight: give one to every dataset, or to none")
         if self.sample_steps is not None and not self.sample_prompts:
             raise ValueError("sample_steps goes with sample_prompts")
-        if "sample_seed" in self.model_fields_set and not self.sample_prompts:
+        if self.sample_seed and not self.sample_prompts:
             raise ValueError("sample_seed goes with sample_prompts")
         if self.sampling.loras:
             raise ValueError("sampling.loras: sample pictures wear what is trained, and no more")
@@ -244,7 +256,7 @@ class TrainJob(Schema):
     def _all_is_used(self) -> Self:
         tasks = [dataset.refuse_idle(self.task_of(dataset)) for dataset in self.datasets]
         for name, users in (("timesteps", DRAWN), ("embedded_guidance", GUIDED)):
-            if name in self.model_fields_set and not users.intersection(tasks):
+            if name in changed(self) and not users.intersection(tasks):
                 raise ValueError(
                     f"{name}: of no effect with task {', '.join(sorted(set(tasks)))}; it is for "
                     f"{', '.join(sorted(users))}"
@@ -261,6 +273,9 @@ class TrainJob(Schema):
 
     def repeat_of(self, dataset: TrainDataset) -> int:
         return dataset.dataset_repeat or self.dataset_repeat
+
+    def masked(self, dataset: TrainDataset) -> bool:
+        return dataset.mask or "mask" in self.data_file_keys
 
     def trigger_of(self, dataset: TrainDataset) -> str | None:
         return self.trigger_word if dataset.trigger_word is None else dataset.trigger_word
@@ -298,9 +313,9 @@ LORA_ONLY = {
 ENDS = ("num_epochs", "max_steps")
 NOT_LEARNED = (
     "output_path", "model", "dataset_num_workers", "device", "workers", "max_failures",
-    "save_steps", "checkpoint_steps", "keep_checkpoints", "sample_", "sampling", "lora_layout", "save_dtype",
-    "align_to_opensource_format", "remove_prefix_in_ckpt", "use_gradient_checkpointing",
-    "find_unused_parameters", "nan",
+    "save_steps", "checkpoint_steps", "keep_checkpoints", "sample_", "sampling", "lora_layout",
+    "save_dtype", "align_to_opensource_format", "remove_prefix_in_ckpt", "picture_roots",
+    "use_gradient_checkpointing", "find_unused_parameters", "nan",
 )  # fmt: skip
 
 

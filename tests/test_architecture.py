@@ -44,6 +44,7 @@ DOORS = {
         "jobs/work.py",
         "jobs/convert_lora.py",
         "jobs/generate.py",
+        "jobs/ingest.py",
         "jobs/inspect.py",
         "jobs/submit.py",
         "jobs/verify.py",

@@ -8,6 +8,7 @@ import pytest
 from batch.targets.export.fastgen import export
 from batch.targets.layout import COLUMNS
 from schemas.exports import FastGenExport
+from tests.batch.ingest.material import folder, ingest, job, picture
 from tests.batch.targets.made import Targets
 from tests.batch.test_actor import worker_and_shards
 
@@ -65,6 +66,22 @@ def test_targets_are_read_as_it_says(
     monkeypatch.chdir(tmp_path)
     if "tars" in code:
         export("out/path", Path("out/tars"), FastGenExport())
+    exec(compile(code, "README", "exec"), {})
+    printed = capsys.readouterr().out
+    for words in re.findall(r"#: (.*)", code):
+        assert words in printed
+
+
+def test_training_shards_are_read_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = snippets("Training shards", 1)
+    files: dict[str, bytes | str] = {}
+    for i in range(3):
+        files |= {f"{i}.png": picture(70, 50, seed=i), f"{i}.txt": "a red circle"}
+    source = {"kind": "folder", "path": str(folder(tmp_path / "in", files))}
+    ingest(job(tmp_path / "out" / "shards", source))
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README", "exec"), {})
     printed = capsys.readouterr().out
     for words in re.findall(r"#: (.*)", code):

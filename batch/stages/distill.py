@@ -20,10 +20,11 @@ from batch.shards import Shard
 from batch.sink import Carried
 from batch.stages.base import Listener
 from batch.stages.generate import CHUNK, Asked, GenerateStage, Listening, done
-from batch.target_plan import captions
+from batch.target_plan import captions, dynamic_size, max_pixels_of
 from batch.targets.checks import KINDS, Checks, Row
 from batch.targets.identity import IdentityError, refuse_other
 from batch.targets.layout import digest_of, write_targets
+from batch.targets.material import MASK_TYPE, found
 from batch.targets.noise import derived, hash_of, noise_of
 from batch.targets.questions import Levelled, Question, levelled, queries_of, tensors_of
 from batch.targets.teacher import identity_of
@@ -84,12 +85,12 @@ class DistillStage(GenerateStage):
 
     def _ask(self, wish: Wish, listener: Listener) -> Asked:
         row, target = wish.row.parsed, self.job.target
-        if row is not None and row.input_image is not None:
+        if isinstance(row, SourceRow) and row.input_image is not None:
             raise SchemaError(
                 "input_image: a target begins with noise alone; pictures with captions are in the "
                 "column image"
             )
-        asked = super()._ask(wish, listener)
+        asked = super()._ask(self._sized(wish), listener)
         if asked.request.rand_device != "cpu":
             raise SchemaError("rand_device: targets are made of noise from the CPU alone")
         if target.kind in FROM_PROMPTS:
@@ -103,13 +104,26 @@ class DistillStage(GenerateStage):
         if row.image is None:
             raise PictureError("the row has no image")
         listener.at("read", [wish])
-        picture = self.pictures.read(row.image, asked.request.height, asked.request.width)
+        told = found(self.pictures, wish.row.values, row.image, asked.request, target)
         origin = {
             "input_image_path": shown(row.image.path) if row.image.path else None,
-            "input_image_sha256": picture.sha256,
+            "input_image_sha256": told.picture.sha256,
         }
-        request = replace(asked.request, input_image=picture.pixels, decode=False)
-        return replace(asked, request=request, origin=origin)
+        request = replace(asked.request, input_image=told.picture.pixels, decode=False)
+        return replace(asked, request=request, origin=origin, beside=told.beside)
+
+    def _sized(self, wish: Wish) -> Wish:
+        """The wish with the size that follows from its picture, where the target goes by that."""
+        if max_pixels_of(self.job) is None or wish.row.parsed is None:
+            return wish
+        size = dynamic_size(wish.row.values, self.job)
+        if size is None:
+            raise SchemaError(
+                "has neither image_width and image_height, from which a size follows, nor both "
+                "height and width"
+            )
+        parsed = wish.row.parsed.model_copy(update=size)
+        return replace(wish, row=replace(wish.row, parsed=parsed))
 
     def _chunk(
         self, asked: list[Asked], file: str, listener: Listener
@@ -170,7 +184,7 @@ class DistillStage(GenerateStage):
         if isinstance(self.job.target, CacheTarget):
             name = "moments" if self.job.target.moments else "latent"
             for i, latent in latents.items():
-                yield asked[i], ({name: latent}, {})
+                yield asked[i], ({name: latent} | dict(asked[i].beside), {})
             return
         yield from self._answers(asked, latents, listener)
 
@@ -258,7 +272,10 @@ class DistillStage(GenerateStage):
         """A row's record, its tensors as bytes."""
         wish, request = asked.wish, asked.request
         negative = request.guided or getattr(self.job.target, "unconditional", False)
-        kept = {name: stored(tensor, self.job.dtype) for name, tensor in tensors.items()}
+        kept = {
+            name: stored(tensor, MASK_TYPE if name == "mask" else self.job.dtype)
+            for name, tensor in tensors.items()
+        }
         values: Values = {
             "sample_id": sample_id(wish),
             "key": wish.row.key,

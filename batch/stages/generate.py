@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar, cast
 import pyarrow as pa
 import torch
 from PIL import Image
+from torch import Tensor
 
 from batch.encoders import Encoders
 from batch.errors import LoraError, MachineFault, PictureError
@@ -27,8 +28,9 @@ from batch.wishes import Wish, rejected
 from flux_engine.errors import RequestError, SettingError
 from flux_engine.request import Generation, GenerationRequest, Outcome, Watch
 from schemas.base import SchemaError
-from schemas.jobs import GenerateJob, Job
+from schemas.jobs import DistillJob, GenerateJob
 from schemas.lora import LoraRecord
+from schemas.manifest import PromptRow
 from schemas.records import ImageRecord, Record
 from schemas.sampling import Sampling
 
@@ -56,6 +58,7 @@ class Asked:
     request: GenerationRequest
     sampling: Sampling
     origin: Mapping[str, str | None] = field(default_factory=dict)  # what is told of its picture
+    beside: Mapping[str, Tensor] = field(default_factory=dict)  # what a target keeps of it as it is
 
     @property
     def held(self) -> int:
@@ -80,7 +83,7 @@ class Listening(Watch):
 class GenerateStage:
     """Wishes into records, as they are finished; each row fails alone."""
 
-    def __init__(self, job: Job, roots: tuple[str, ...]) -> None:
+    def __init__(self, job: GenerateJob | DistillJob, roots: tuple[str, ...]) -> None:
         """`roots` are the manifest's own folder, and the job's `picture_roots`."""
         self.job = job
         self.pictures = Pictures(roots)
@@ -208,7 +211,7 @@ class GenerateStage:
 
     def _ask(self, wish: Wish, listener: Listener) -> Asked:
         row = wish.row
-        if row.parsed is None:
+        if not isinstance(row.parsed, PromptRow):
             raise SchemaError(row.fault)
         own = {k: v for k in Sampling.model_fields if (v := getattr(row.parsed, k)) is not None}
         sampling = Sampling.parse(self.job.sampling.model_dump() | own)

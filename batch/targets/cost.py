@@ -23,6 +23,7 @@ from schemas.targets import (
 )
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+MASK_ITEMSIZE = 2  # float16, whatever the job stores
 FACTOR, CHANNELS, CELL = 8, 16, 16  # of every FLUX.1 autoencoder, and pixels to a token's side
 WORDS = 700  # bytes a row besides its tensors, as measured
 GIB = 2**30
@@ -65,7 +66,8 @@ def tensor_bytes(target: Target, steps: int, height: int, width: int, itemsize: 
     latent = CHANNELS * (height // FACTOR) * (width // FACTOR) * itemsize
     match target:
         case CacheTarget():
-            return latent * (2 if target.moments else 1)
+            cells = (height // FACTOR) * (width // FACTOR)
+            return latent * (2 if target.moments else 1) + MASK_ITEMSIZE * cells * target.mask
         case PathTarget():
             return latent * (len(bounds(steps, target.segments)) - 1)
         case VelocityTarget():

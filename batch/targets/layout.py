@@ -71,8 +71,9 @@ def triple(name: str) -> tuple[str, str, str]:
 def tensor_names(target: Mapping[str, Any]) -> tuple[str, ...]:
     """The tensors of a kind of target, from its settings."""
     names = TENSORS[target["kind"]]
-    if target["kind"] == "cache" and target.get("moments"):
-        return ("moments",)
+    if target["kind"] == "cache":
+        mask = ("mask",) if target.get("mask") else ()
+        return ("moments" if target.get("moments") else "latent", *mask)
     if target["kind"] == "velocity" and not target.get("unconditional"):
         return names[:-1]
     if target["kind"] == "feature":

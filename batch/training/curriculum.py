@@ -7,14 +7,13 @@ from functools import cached_property
 from typing import Any
 
 from batch.errors import JobError
-from batch.manifest import Manifest
 from batch.targets.batches import BucketBatches
 from batch.training.loader import Maker
 from batch.training.material import Encode, PictureSource, TargetSource, TextsByKey
 from batch.training.models import ModelParts
 from batch.training.objectives import check_kind, objective_of
 from batch.training.pictures import PictureRows
-from batch.training.source import Captions, Source, digest_of, is_targets
+from batch.training.source import Captions, Source, digest_of, is_targets, table_of
 from batch.training.stream import Share, Stream
 from flux_engine.encode import TextKey
 from flux_engine.training.objective import Objective
@@ -149,34 +148,30 @@ def opened(
 def picture_source(
     job: TrainJob, dataset: TrainDataset, texts: TextsByKey, encode: Encode
 ) -> PictureSource:
-    for file in (manifest := Manifest(dataset.path)).files:
-        if dataset.prompt_column not in file.schema.names:
-            raise JobError(
-                f"{file.path}: has no column {dataset.prompt_column!r}; it has "
-                f"{', '.join(file.schema.names)}"
-            )
+    masked = job.masked(dataset)
+    address = table_of(dataset.path)
     rows = PictureRows(
-        dataset.path,
+        address,
         height=job.height,
         width=job.width,
         max_pixels=job.max_pixels,
         step=job.bucket_step,
-        file_keys=job.data_file_keys,
+        file_keys=(job.data_file_keys[0], *(["mask"] if masked else [])),
         prompt_column=dataset.prompt_column,
+        leave_out=dataset.leave_out,
+        picture_roots=job.picture_roots,
     )
-    for reject in rows.rejects():
-        logger.warning("row left out", extra={"dataset": dataset.path, "why": str(reject)})
     if not rows.buckets():
-        raise JobError(f"{dataset.path}: none of its {manifest.rows} rows can be read")
+        raise JobError(f"{dataset.path}: none of its {len(rows)} rows can be read")
     length = job.sampling.t5_sequence_length
     assert length is not None
     return PictureSource(
         rows,
-        address=dataset.path,
+        address=address,
         prompt_column=dataset.prompt_column,
         texts=texts,
         length=length,
         encode=encode,
         extra_inputs=job.extra_inputs,
-        mask=dataset.mask,
+        mask=masked,
     )

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from batch.errors import OutputError
 from batch.training.models import ModelParts
-from flux_engine.holding import open_bits, settle_bits
 from flux_engine.models.dit import FluxTransformer
+from flux_engine.training.full import TrainedWeights
 from flux_engine.training.lora import LoraShape, TrainedLora
-from flux_engine.training.net import Checkpointing, Net
+from flux_engine.training.net import Checkpointing, Net, narrow_base
 from flux_engine.training.optimizer import make_optimizer
 from flux_engine.training.preset import merge
 from flux_engine.training.rates import Rates
@@ -127,12 +127,15 @@ def prepared(job: TrainJob, parts: ModelParts, device: torch.device) -> FluxTran
         file = lora_file(fetch(ModelSource(job.preset_lora_path)))
         merge(Models(dit), [(read_lora(file, Sizes(dit.spec)), 1.0)])
     if job.fp8_models:
-        open_bits(dit, products=False)
-        settle_bits(dit)
+        narrow_base(dit)
     return dit.to(device)
 
 
-def trained_on(dit: FluxTransformer, job: TrainJob) -> TrainedLora:
+def trained_on(dit: FluxTransformer, job: TrainJob) -> TrainedLora | TrainedWeights:
+    if job.trainable_models:
+        compared = any(job.task_of(dataset) == "prior" for dataset in job.datasets)
+        master = getattr(torch, job.master_dtype)
+        return TrainedWeights(dit, master_dtype=master, keep_base=compared)
     trained = TrainedLora(dit, shape_of(job), seed=job.seed)
     if job.lora_checkpoint is not None:
         file = lora_file(fetch(ModelSource(job.lora_checkpoint)))

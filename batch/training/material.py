@@ -20,7 +20,7 @@ from batch.targets.files import Bucket, inventory
 from batch.targets.layout import tensor_names
 from batch.targets.text import Told
 from batch.training.kept import Kept
-from batch.training.pictures import PictureRows
+from batch.training.pictures import PictureRows, Reject
 from batch.training.source import Captions, inputs
 from flux_engine.encode import TextKey
 from flux_engine.training.material import Material
@@ -127,6 +127,9 @@ class TargetSource:
             **(values | inputs(self.extra, found.carried, where)),
         )
 
+    def rejects(self) -> list[Reject]:
+        return []
+
     def lineage(self) -> dict[str, Any]:
         manifest = json.loads((local(self.address) / "manifest.json").read_text())
         identity = json.dumps(manifest["identity"], sort_keys=True).encode()
@@ -224,6 +227,9 @@ class PictureSource:
         )
         self._kept.put(row, made, latent.nbytes + (mask.nbytes if mask is not None else 0))
         return made
+
+    def rejects(self) -> list[Reject]:
+        return self.rows.rejects()
 
     def lineage(self) -> dict[str, Any]:
         return {

@@ -10,6 +10,7 @@ from torch import nn
 
 from batch.errors import JobError
 from flux_engine.assembly import open_model, timestep_shift, tokenizer_folder
+from flux_engine.defaults import model_folder
 from flux_engine.encode import PictureCoder, TextModels, layout_for
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.text import load_tokenizer
@@ -63,6 +64,11 @@ class ModelParts:
             groups.append(fetch(source))
             names.append(told)
         return groups, names
+
+    @property
+    def root(self) -> Path | None:
+        """The model's folder, where it was named by one."""
+        return model_folder(self.job.model) if isinstance(self.job.model, str) else None
 
     def need(self, role: Role, why: str) -> tuple[Path, ...]:
         """A part's files; JobError that says what they are needed for if the job names none."""

@@ -83,7 +83,7 @@ def rank_main(config: dict[str, Any]) -> None:
     flag = config["flag"]
     if ray.get(flag.failed.remote()) is not None:
         raise RunFailed("an earlier attempt met a fault that is there again")
-    job = TrainJob.model_validate(config["job"])
+    job = config["job"]
     device = torch.device("cuda", torch.cuda.current_device()) if config["gpu"] else None
     place = device or torch.device("cpu")
     reduction: Reduction = (Ordered if job.ordered else Summed)(place)
@@ -113,7 +113,7 @@ def run_on_ray(job: TrainJob, workers: int | tuple[int, int], stop: Callable[[],
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     trainer = TorchTrainer(
         rank_main,
-        train_loop_config={"job": job.model_dump(mode="json"), "flag": flag, "gpu": gpu},
+        train_loop_config={"job": job, "flag": flag, "gpu": gpu},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,

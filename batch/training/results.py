@@ -21,7 +21,9 @@ from batch.training.material import TextsByKey
 from batch.training.metrics import read_metrics
 from batch.training.report import page
 from batch.training.samples import Sampler
+from batch.training.whole import write_whole
 from flux_engine.encode import PictureCoder
+from flux_engine.training.full import TrainedWeights
 from flux_engine.weights.lora.write import write_lora
 from schemas.training import TrainJob
 
@@ -79,6 +81,18 @@ class Results:
         self.storage.replace(FINISHED, to_json({"step": step, "written": time.time(), **told}))
 
     def _weights(self, name: str, step: int) -> None:
+        if isinstance(self.learner.trained, TrainedWeights):
+            parts = self.curriculum.parts
+            write_whole(
+                self.storage,
+                name,
+                parts.root,
+                self.learner.trained.weights(self.learner.result()),
+                self.learner.dit.spec,
+                dtype=getattr(torch, self.job.save_dtype),
+                words=self.words(step),
+            )
+            return
         lora = self.learner.trained.lora(self.learner.result())
         lora = replace(lora, metadata=self.words(step))
         with tempfile.TemporaryDirectory() as folder:

@@ -47,6 +47,9 @@ def checked(job: TrainJob) -> Curriculum:
     why = f"datasets of pictures ({', '.join(curriculum.names)}) are to be encoded"
     if curriculum.pictures:
         parts.need("vae", why)
+    for course in curriculum.courses:
+        for reject in course.source.rejects():
+            logger.warning("row left out", extra={"row": reject.where, "why": reject.reason})
     if job.sample_prompts:
         parts.need("vae", "sample_prompts are to be shown")
     if wanted := curriculum.wanted:

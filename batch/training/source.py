@@ -14,6 +14,7 @@ from batch.errors import JobError
 from batch.output import DATA
 from batch.storage import Storage
 from batch.targets.files import Bucket
+from batch.training.pictures import Reject
 from flux_engine.encode import TextKey
 from flux_engine.training.material import Material
 from schemas.targets import METADATA
@@ -50,6 +51,9 @@ class Source(Protocol):
     def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
         """All that a row has, told so."""
 
+    def rejects(self) -> list[Reject]:
+        """Rows that cannot be learned from, as far as sizes and headers tell; no bucket has them."""
+
     def lineage(self) -> dict[str, Any]:
         """Where it is, whose it is, and its files with their rows and digests."""
 
@@ -71,6 +75,15 @@ def is_targets(address: str) -> bool:
     with storage.open(f"{DATA}/{names[0]}") as file:
         metadata = pq.read_metadata(file).metadata or {}
     return METADATA.encode() in metadata
+
+
+def table_of(address: str) -> str:
+    """Where the rows of a table are: of an output of ours below `data/`, or the address itself."""
+    if address.endswith(".parquet") or any(mark in address for mark in "*?["):
+        return address
+    names = Storage(address).names(DATA)
+    inside = any(name.endswith(".parquet") for name in names)
+    return f"{address.rstrip('/')}/{DATA}" if inside else address
 
 
 NUMBERS = {

@@ -1,18 +1,20 @@
-"""The two model hubs: which files a repository has, and bringing some of them here."""
+"""The two hubs: which files a repository of a model or a data set has, and bringing some here."""
 
 import errno
 import glob
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 HubName = Literal["modelscope", "huggingface"]
+RepoKind = Literal["model", "dataset"]
 HUBS: tuple[str, ...] = get_args(HubName)
 AT_ONCE = 4
+PAGE = 200  # entries of a listing that comes in pages
 TIMEOUT = 30.0  # seconds for a listing
 REFUSALS = (401, 403, 404)
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -31,37 +33,46 @@ class Remote:
     content: str = ""
 
 
-def listing(hub: HubName, model_id: str) -> dict[str, Remote]:
+def listing(hub: HubName, repo_id: str, kind: RepoKind = "model") -> dict[str, Remote]:
     """Every file of the repository, by its path."""
     match hub:
         case "modelscope":
-            files = _modelscope_listing(model_id)
+            files = _modelscope_listing(repo_id, kind)
         case "huggingface":
-            files = _huggingface_listing(model_id)
+            files = _huggingface_listing(repo_id, kind)
     outside = [path for path in files if path.startswith("/") or ".." in path.split("/")]
     if outside:
         raise UndeliveredError(f"it lists paths that lead out of the folder: {outside[0]}")
     return files
 
 
-def download(hub: HubName, model_id: str, wanted: Mapping[str, Remote], folder: Path) -> None:
+def download(
+    hub: HubName,
+    repo_id: str,
+    wanted: Mapping[str, Remote],
+    folder: Path,
+    kind: RepoKind = "model",
+) -> None:
     """Bring these files to their places under `folder`; each appears whole or not at all.
 
     What an earlier attempt left is continued.
     """
     match hub:
         case "modelscope":
-            _modelscope_download(model_id, wanted, folder)
+            _modelscope_download(repo_id, wanted, folder, kind)
         case "huggingface":
-            _huggingface_download(model_id, wanted, folder)
+            _huggingface_download(repo_id, wanted, folder, kind)
 
 
-def _modelscope_listing(model_id: str) -> dict[str, Remote]:
+def _modelscope_listing(repo_id: str, kind: RepoKind) -> dict[str, Remote]:
     from modelscope.hub.api import HubApi
     from modelscope.hub.errors import HubError
 
     try:
-        files = HubApi().get_model_files(model_id, recursive=True)
+        if kind == "model":
+            files = HubApi().get_model_files(repo_id, recursive=True)
+        else:
+            files = list(_modelscope_pages(HubApi(), repo_id))
     except (OSError, HubError) as error:
         raise UndeliveredError(_why(error)) from error
     sizes = {file["Path"]: int(file["Size"]) for file in files}
@@ -69,13 +80,29 @@ def _modelscope_listing(model_id: str) -> dict[str, Remote]:
     return {path: Remote(size) for path, size in sizes.items() if path not in folders}
 
 
-def _modelscope_download(model_id: str, wanted: Mapping[str, Remote], folder: Path) -> None:
-    from modelscope.hub.errors import HubError
-    from modelscope.hub.snapshot_download import snapshot_download
+def _modelscope_pages(api: Any, repo_id: str) -> Iterator[dict[str, Any]]:
+    """A data set's files; a page that is not full is the last."""
+    number = 1
+    while True:
+        page = api.get_dataset_files(
+            repo_id, dataset_hub_id=repo_id, page_number=number, page_size=PAGE
+        )
+        yield from (entry for entry in page if entry.get("Type") != "tree")
+        if len(page) < PAGE:
+            return
+        number += 1
 
+
+def _modelscope_download(
+    repo_id: str, wanted: Mapping[str, Remote], folder: Path, kind: RepoKind
+) -> None:
+    from modelscope.hub.errors import HubError
+    from modelscope.hub.snapshot_download import dataset_snapshot_download, snapshot_download
+
+    bring = snapshot_download if kind == "model" else dataset_snapshot_download
     try:
-        snapshot_download(
-            model_id,
+        bring(
+            repo_id,
             local_dir=str(folder),
             allow_patterns=[glob.escape(path) for path in wanted],
             max_workers=AT_ONCE,
@@ -84,12 +111,13 @@ def _modelscope_download(model_id: str, wanted: Mapping[str, Remote], folder: Pa
         raise UndeliveredError(_why(error)) from error
 
 
-def _huggingface_listing(model_id: str) -> dict[str, Remote]:
+def _huggingface_listing(repo_id: str, kind: RepoKind) -> dict[str, Remote]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's
 
     try:
-        info = HfApi().model_info(model_id, files_metadata=True, timeout=TIMEOUT)
+        ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
+        info = ask(repo_id, files_metadata=True, timeout=TIMEOUT)
     except (OSError, HTTPError) as error:
         raise UndeliveredError(_why(error)) from error
     return {
@@ -98,7 +126,9 @@ def _huggingface_listing(model_id: str) -> dict[str, Remote]:
     }
 
 
-def _huggingface_download(model_id: str, wanted: Mapping[str, Remote], folder: Path) -> None:
+def _huggingface_download(
+    repo_id: str, wanted: Mapping[str, Remote], folder: Path, kind: RepoKind
+) -> None:
     """The library's own snapshot throws a cut file away, so its transfer is called by file."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's
@@ -117,7 +147,7 @@ def _huggingface_download(model_id: str, wanted: Mapping[str, Remote], folder: P
                 out.seek(0)
                 out.truncate()
             http_get(
-                hf_hub_url(model_id, path, revision=remote.revision),
+                hf_hub_url(repo_id, path, repo_type=kind, revision=remote.revision),
                 out,
                 resume_size=out.tell(),
                 headers=build_hf_headers(),

@@ -8,7 +8,7 @@ from pathlib import Path
 from flux_engine.errors import SettingError, SourceError
 from flux_engine.weights.folder import PICKLES, chosen
 from flux_engine.weights.hub import HUBS, HubName
-from flux_engine.weights.store import complete, default_store, listed, stored
+from flux_engine.weights.store import complete, data_store, default_store, listed, stored
 
 MODEL_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -57,6 +57,15 @@ def fetch(source: ModelSource, store: Path | None = None) -> tuple[Path, ...]:
         source.download_source,
         (store or default_store()).expanduser(),
     )
+
+
+def fetch_dataset(
+    dataset_id: str, pattern: str, hub: HubName, store: Path | None = None
+) -> tuple[Path, tuple[Path, ...]]:
+    """The folder of a hub's data set on this machine, and its files that match the pattern; brought
+    below `store` (FLUXMILL_DATASETS, or ~/.cache/fluxmill/datasets) unless they are there."""
+    root = (store or data_store()).expanduser()
+    return root / dataset_id, stored(dataset_id, pattern, hub, root, "dataset")
 
 
 def at_hand(source: ModelSource, store: Path | None = None) -> tuple[Path, ...]:

@@ -18,11 +18,19 @@ from filelock import FileLock
 
 from flux_engine.errors import SourceError
 from flux_engine.weights.folder import SHARD
-from flux_engine.weights.hub import HubName, Remote, UndeliveredError, download, listing
+from flux_engine.weights.hub import (
+    HubName,
+    Remote,
+    RepoKind,
+    UndeliveredError,
+    download,
+    listing,
+)
 
 logger = logging.getLogger(__name__)
 
 STORE_VARIABLE = "FLUXMILL_MODELS"
+DATA_VARIABLE = "FLUXMILL_DATASETS"
 OURS = ".fluxmill"
 POLL = 0.1  # seconds between two looks at the lock
 SHOWN = 40  # files of a listing in a message
@@ -44,7 +52,13 @@ def default_store() -> Path:
     return Path(os.environ.get(STORE_VARIABLE) or "~/.cache/fluxmill/models").expanduser()
 
 
-def stored(model_id: str, pattern: str, hub: HubName, store: Path) -> tuple[Path, ...]:
+def data_store() -> Path:
+    return Path(os.environ.get(DATA_VARIABLE) or "~/.cache/fluxmill/datasets").expanduser()
+
+
+def stored(
+    model_id: str, pattern: str, hub: HubName, store: Path, kind: RepoKind = "model"
+) -> tuple[Path, ...]:
     """The repository's files that match, brought here first if they are not all here."""
     folder = store / model_id
     found = complete(folder, pattern)
@@ -53,11 +67,12 @@ def stored(model_id: str, pattern: str, hub: HubName, store: Path) -> tuple[Path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock").acquire(poll_interval=POLL):
-            return complete(folder, pattern) or _brought(model_id, pattern, hub, folder)
+            return complete(folder, pattern) or _brought(model_id, pattern, hub, folder, kind)
     except (OSError, NotImplementedError) as error:  # the latter: a disk that has no file locks
         raise SourceError(
             f"{folder}: cannot be written or locked ({error}); "
-            f"{STORE_VARIABLE} names another folder for downloads"
+            f"{STORE_VARIABLE if kind == 'model' else DATA_VARIABLE} names another folder for "
+            "downloads"
         ) from error
 
 
@@ -73,22 +88,24 @@ def matches(path: str, pattern: str) -> bool:
     return _parts_match(PurePosixPath(path).parts, PurePosixPath(pattern).parts)
 
 
-def _brought(model_id: str, pattern: str, hub: HubName, folder: Path) -> tuple[Path, ...]:
+def _brought(
+    model_id: str, pattern: str, hub: HubName, folder: Path, kind: RepoKind
+) -> tuple[Path, ...]:
     what = f"{model_id} ({pattern})"
     try:
-        remote = listing(hub, model_id)
+        remote = listing(hub, model_id, kind)
         files = {path: one for path, one in remote.items() if matches(path, pattern)}
         if not files:
             raise SourceError(f"{what}: nothing matches on {hub}; there is {_some(sorted(remote))}")
         beside = {
             path: remote[path]
             for path in sorted({str(PurePosixPath(file).parent / "config.json") for file in files})
-            if path in remote and path not in files
+            if kind == "model" and path in remote and path not in files
         }
         record = Record(model_id, pattern, hub, _sizes(files), _sizes(beside), complete=False)
         _write(folder, record)
         logger.info("downloading", extra={"model_id": model_id, "pattern": pattern, "hub": hub})
-        download(hub, model_id, files | beside, folder)
+        download(hub, model_id, files | beside, folder, kind)
     except UndeliveredError as failure:
         return _placed_by_hand(folder, pattern, f"{what} from {hub}: {failure}")
     wrong = _absent(folder, record)

@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from flux_engine.pictures import to_image, to_pixels
+from flux_engine.pictures import (
+    mask_weights,
+    to_image,
+    to_pixels,
+    training_pixels,
+    upright_size,
+)
 
 
 def levels_of(picture: Image.Image, height: int = 1, width: int = 1) -> list[list[float]]:
@@ -89,3 +96,36 @@ def test_another_shape_is_covered_and_cut_about_its_centre() -> None:
     picture.paste((255, 0, 0), (30, 0, 66, 32))
     assert levels_of(picture, 16, 16)[0] == pytest.approx([255] * 256, abs=1.01)
     assert to_pixels(picture, 64, 16).shape == (3, 64, 16)
+
+
+def test_a_trainers_picture_is_scaled_to_whole_pixels_and_cut() -> None:
+    picture = Image.new("RGB", (100, 70), "black")
+    picture.paste((255, 0, 0), (50, 0, 100, 70))
+    pixels = training_pixels(picture, 48, 64)
+    assert pixels.shape == (3, 48, 64)
+    assert pixels[0, :, :29].max() == -1
+    assert pixels[0, :, 35:].min() == 1
+    assert torch.equal(training_pixels(picture, 70, 100), to_pixels(picture, 70, 100))
+
+
+def test_a_mask_lies_where_its_picture_lies() -> None:
+    mask = Image.new("L", (200, 140), 0)
+    mask.paste(255, (100, 0, 200, 140))
+    weights = mask_weights(mask, 48, 64)
+    assert weights.shape == (1, 48, 64)
+    assert (weights[0, :, :31].max(), weights[0, :, 33:].min()) == (0, 1)
+
+
+def test_of_a_mask_what_is_transparent_is_not_trained_on() -> None:
+    mask = Image.new("LA", (2, 1), (255, 255))
+    mask.putpixel((0, 0), (255, 0))
+    assert mask_weights(mask, 1, 2).flatten().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (2, 1)), (3, (2, 1)), (6, (1, 2))])
+def test_a_size_is_told_as_the_picture_is_shown(orientation: int, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = io.BytesIO()
+    Image.new("RGB", (2, 1)).save(out, "PNG", exif=exif)
+    assert upright_size(Image.open(out)) == size

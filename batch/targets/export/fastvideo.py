@@ -49,6 +49,10 @@ def export(address: str, out: Path, told: FastVideoExport) -> int:
         raise ExportError(
             f"{address}: holds moments, and fastvideo takes one latent: distil it without moments"
         )
+    if rows.dataset.identity["target"].get("mask"):
+        raise ExportError(
+            f"{address}: holds masks, and fastvideo has no place for them: distil it without mask"
+        )
     with whole(out) as part:
         for bucket, numbers in rows.buckets():
             write_bucket(rows, numbers, part / folder_of(bucket), told)

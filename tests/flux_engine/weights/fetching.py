@@ -50,7 +50,7 @@ def fetched(source: ModelSource, store: Path, hub_url: str) -> Outcome:
         return finish(start(source, store, hub_url), store)
     from modelscope_hub.config import set_default_config
 
-    with patch.dict(os.environ, _environment(store, hub_url)):
+    with patch.dict(os.environ, environment(store, hub_url)):
         set_default_config(None)  # it remembers the first endpoint that it was told
         try:
             return _outcome([str(path) for path in fetch(source, store)], store, "")
@@ -63,7 +63,7 @@ def fetched(source: ModelSource, store: Path, hub_url: str) -> Outcome:
 def start(source: ModelSource, store: Path, hub_url: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps([asdict(source), str(store)])],
-        env=os.environ | _environment(store, hub_url),
+        env=os.environ | environment(store, hub_url),
         cwd=Path(__file__).parents[3],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -84,7 +84,7 @@ def _outcome(paths: list[str], store: Path, written: str) -> Outcome:
     return Outcome(tuple(str(Path(path).relative_to(store)) for path in paths), "", written)
 
 
-def _environment(store: Path, hub_url: str) -> Mapping[str, str]:
+def environment(store: Path, hub_url: str) -> Mapping[str, str]:
     home = store.parent / "home"
     return {
         "HF_ENDPOINT": hub_url,

@@ -22,6 +22,7 @@ class StandInHub:
     model_id: str
     files: dict[str, bytes]
     port: int = 0
+    kind: str = "models"  # or datasets
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     cut_after: dict[str, int] = field(default_factory=dict)  # once, in bytes
     stall_after: dict[str, int] = field(default_factory=dict)  # in bytes, until `go`
@@ -36,6 +37,14 @@ class StandInHub:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def listing(self) -> str:
+        return "files" if self.kind == "models" else "tree"
+
+    @property
+    def prefix(self) -> str:
+        return "" if self.kind == "models" else "/datasets"
 
     def transfers(self, path: str) -> list[str | None]:
         """The Range of every request for this file's content."""
@@ -79,18 +88,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(
                 {"Code": hub.refuse, "Message": hub.message, "error": hub.message}, hub.refuse
             )
-        elif url.path.startswith(f"/api/models/{hub.model_id}"):
+        elif url.path.startswith(f"/api/{hub.kind}/{hub.model_id}"):
             self._listed("huggingface", self._huggingface())
-        elif url.path == f"/api/v1/models/{hub.model_id}/repo/files":
-            self._listed("modelscope", self._modelscope(query.get("Root", "")))
-        elif url.path == f"/api/v1/models/{hub.model_id}/repo":
+        elif url.path == f"/api/v1/{hub.kind}/{hub.model_id}/repo/{hub.listing}":
+            self._listed("modelscope", self._modelscope(query.get("Root", "").strip("/")))
+        elif url.path == f"/api/v1/{hub.kind}/{hub.model_id}/repo":
             self._content(query["FilePath"])
         elif url.path.startswith("/elsewhere/"):
             hub.told_elsewhere.append(self.headers.get("Authorization", ""))
             self._content(unquote(url.path).removeprefix("/elsewhere/"))
-        elif url.path.startswith(f"/{hub.model_id}/resolve/") and hub.elsewhere:
+        elif url.path.startswith(f"{hub.prefix}/{hub.model_id}/resolve/") and hub.elsewhere:
             self._redirect(url.path.split("/resolve/")[1].partition("/")[2])
-        elif url.path.startswith(f"/{hub.model_id}/resolve/"):
+        elif url.path.startswith(f"{hub.prefix}/{hub.model_id}/resolve/"):
             self._content(unquote(url.path).split("/resolve/")[1].partition("/")[2])
         else:
             self._json({"Code": 404, "Message": "not here", "error": "not here"}, 404)
