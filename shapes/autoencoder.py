@@ -1,64 +1,100 @@
-"""The stage `vae`: an autoencoder of the published layout, small enough for one CPU core.
+"""The demo model's autoencoder: of the published layout, small enough for one CPU core.
 
 Shape letters: B batch, N pictures, C latent channels, H and W pixels.
 """
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from batch.storage import Storage
+from batch.training.checkpoint import Checkpoint, Checkpoints
 from flux_engine.models.vae import SCALE, AutoEncoder
-from shapes.loop import Journal, Schedule, train
+from flux_engine.training.objective import Batch, Example
+from flux_engine.training.optimizer import make_optimizer
+from flux_engine.training.rates import Rates
+from flux_engine.training.reduction import Alone
+from flux_engine.training.stepper import MicroBatch, Stepper
 from shapes.recipe import Recipe
-from shapes.world import World, blocks, keyed
+from shapes.world import blocks, keyed
 
 KL_WEIGHT, ABSOLUTE_WEIGHT, FIGURE_WEIGHT = 2e-5, 0.25, 4.0
+RATE, WARMUP, FLOOR, KEEP_EVERY, LOG_EVERY = 2e-3, 50, 0.02, 100, 25
+
+logger = logging.getLogger(__name__)
 
 
 def train_autoencoder(
-    folder: Path, recipe: Recipe, schedule: Schedule, *, seed: int, device: torch.device
+    folder: Path, recipe: Recipe, *, seed: int, device: torch.device
 ) -> AutoEncoder:
-    """Whole worlds at half size first, four times as many a second, then at full size.
+    """Whole worlds at half size first, four times as many a second, then at full size. A run that
+    was cut short goes on from its checkpoint in `folder`, and ends with the same weights.
 
     Crops would be as cheap, but the group norms would learn statistics that no picture has.
     """
-    world = recipe.world
     torch.manual_seed(seed)
     vae = AutoEncoder(recipe.autoencoder).to(device)
-    journal = Journal(folder / "vae.jsonl")
-
-    def loss_of(step: int) -> Tensor:
-        small = step < recipe.small_steps
-        n = recipe.small_batch if small else recipe.vae_batch
-        side = world.side // 2 if small else world.side
-        return reconstruction_loss(vae, world, keyed(seed, "vae", step), n, side)
-
-    train(vae, loss_of, schedule, checkpoint=folder / "vae.checkpoint.safetensors", journal=journal)
-    rows = world.some(recipe.gain_pictures, keyed("gain"))
-    fold_gain(vae.cpu(), world.draw(rows, keyed("gain", "jitter")))
+    named = dict(vae.named_parameters())
+    options = {"betas": (0.9, 0.99)}
+    optimizer = make_optimizer("adamw", named, rate=0.0, weight_decay=0.0, options=options)
+    rates = Rates(
+        rate=RATE, steps=recipe.vae_steps, shape="cosine", warmup_steps=WARMUP, floor=FLOOR
+    )
+    stepper = Stepper(vae, named, optimizer, rates, Alone())
+    checkpoints = Checkpoints(Storage(str(folder)), keep=1)
+    last = checkpoints.latest()
+    if last is not None:
+        stepper.restore(last.state)
+    for step in range(last.step if last else 0, recipe.vae_steps):
+        batch = drawn(recipe, step, seed, device)
+        facts = stepper.step(step, [MicroBatch(0, Reconstruction(), batch)])
+        if step % LOG_EVERY == 0:
+            logger.info("autoencoder: step %d, loss %.5f", step, facts.loss)
+        if (step + 1) % KEEP_EVERY == 0 or step + 1 == recipe.vae_steps:
+            checkpoints.write(Checkpoint(step + 1, stepper.state(), {}))
+    rows = recipe.world.some(recipe.gain_pictures, keyed("gain"))
+    fold_gain(vae.cpu(), recipe.world.draw(rows, keyed("gain", "jitter")))
     return vae.eval().requires_grad_(False)
 
 
-def reconstruction_loss(
-    vae: AutoEncoder, world: World, random: torch.Generator, batch: int, side: int
-) -> Tensor:
-    """Weighted error of pictures drawn afresh; the reserved outlines are among them."""
-    device = vae.encoder.conv_in.weight.device
-    pictures, masks_BHW = world.draw_masked(world.any_rows(batch, random), random, side)
-    x_BCHW = (pictures * 2 - 1).to(device)
-    mean, logvar = vae.moments(x_BCHW)
-    logvar = logvar.clamp(-20, 10)
-    noise = torch.randn(mean.shape, generator=random).to(device)
-    error = vae.decoder(mean + (0.5 * logvar).exp() * noise) - x_BCHW
-    # mostly flat ground: without weights a grey nothing is a good answer for long
-    figure_B1HW = (masks_BHW[:, None] > 0.02).float().to(device)
-    weight = 1 + FIGURE_WEIGHT * F.max_pool2d(figure_B1HW, 3, stride=1, padding=1)
-    weight = weight / weight.mean()
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    off: Tensor = weight * (error.square() + ABSOLUTE_WEIGHT * error.abs())
-    return off.mean() + KL_WEIGHT * kl
+def drawn(recipe: Recipe, step: int, seed: int, device: torch.device | str = "cpu") -> Batch:
+    """A step's pictures: drawn afresh, small ones first; the reserved outlines are among them."""
+    world, small = recipe.world, step < recipe.small_steps
+    count = recipe.small_batch if small else recipe.vae_batch
+    side = world.side // 2 if small else world.side
+    random = keyed(seed, "vae", step)
+    pictures, masks_BHW = world.draw_masked(world.any_rows(count, random), random, side)
+    cells = side // recipe.autoencoder.factor
+    noise = torch.randn(count, recipe.autoencoder.latent_channels, cells, cells, generator=random)
+    examples = [
+        Example(f"autoencoder step {step} picture {i}", {"pictures": x, "mask": mask, "noise": n})
+        for i, (x, mask, n) in enumerate(
+            zip(pictures * 2 - 1, masks_BHW[:, None], noise, strict=True)
+        )
+    ]
+    return Batch.of(examples, device)
+
+
+class Reconstruction:
+    """Weighted error of pictures that went through the latents."""
+
+    def loss(self, ask: Any, batch: Batch) -> Tensor:
+        vae: AutoEncoder = ask
+        x_BCHW = batch["pictures"]
+        mean, logvar = vae.moments(x_BCHW)
+        logvar = logvar.clamp(-20, 10)
+        error = vae.decoder(mean + (0.5 * logvar).exp() * batch["noise"]) - x_BCHW
+        # mostly flat ground: without weights a grey nothing is a good answer for long
+        figure_B1HW = (batch["mask"] > 0.02).float()
+        weight = 1 + FIGURE_WEIGHT * F.max_pool2d(figure_B1HW, 3, stride=1, padding=1)
+        weight = weight / weight.mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
+        off: Tensor = weight * (error.square() + ABSOLUTE_WEIGHT * error.abs())
+        return off.flatten(1).mean(1) + KL_WEIGHT * kl.flatten(1).mean(1)
 
 
 @torch.no_grad()

@@ -6,10 +6,10 @@ captions come out different. Shape letters: N captions, T tokens, W width.
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from shapes.recipe import TEXT_WIDTH as WIDTH
@@ -122,29 +122,3 @@ def token_ids(tokenizer: Path, prompts: list[str], length: int) -> Tensor:
 def parts(clip: Any) -> Any:
     """The transformer inside CLIPTextModel, which older releases nest one level deeper."""
     return getattr(clip, "text_model", clip)
-
-
-class TextEncoders:
-    """Prompts into what the transformer reads, as the engine does it: padded and unmasked."""
-
-    def __init__(self, folder: Path, clip: Any, t5: Any, length: int) -> None:
-        self.folder, self.clip, self.t5, self.length = folder, clip, t5, length
-
-    @classmethod
-    def load(cls, folder: Path, length: int) -> Self:
-        from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-        clip = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
-        t5 = T5EncoderModel(T5Config.from_pretrained(folder / "text_encoder_2"))
-        state = load_file(folder / "text_encoder" / "model.safetensors")
-        bare = {k.removeprefix(CLIP_PREFIX): v for k, v in state.items()}
-        parts(clip).load_state_dict(bare, strict=False)
-        t5.load_state_dict(load_file(folder / "text_encoder_2" / "model.safetensors"), strict=False)
-        return cls(folder, clip.float().eval(), t5.float().eval(), length)
-
-    @torch.no_grad()
-    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Sequence (N, T, W) and pooled vector (N, W) of each prompt."""
-        sequence = self.t5(input_ids=t5_ids(self.folder, prompts, self.length)).last_hidden_state
-        pooled = self.clip(input_ids=clip_ids(self.folder, prompts)).pooler_output
-        return sequence, pooled

@@ -3,15 +3,22 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flux_engine.training.average import WeightAverage
-from flux_engine.training.objective import Asks, Batch, Objective
+from flux_engine.training.objective import Batch
 from flux_engine.training.optimizer import restore_state, state_of
 from flux_engine.training.reduction import Reduction
+
+
+class Judge(Protocol):
+    """Says how far off a model is; an `Objective` is one."""
+
+    def loss(self, ask: Any, batch: Batch) -> Tensor:
+        """Of each sample, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class MicroBatch:
     its loss counts for."""
 
     number: int
-    objective: Objective
+    objective: Judge
     batch: Batch
     share: float = 1.0
 
@@ -54,7 +61,7 @@ class Stepper:
 
     def __init__(
         self,
-        ask: Asks,
+        ask: Any,
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         rates: Callable[[int], float],
@@ -64,8 +71,8 @@ class Stepper:
         averaging: float = 0.0,
         clip: float | None = 1.0,
     ) -> None:
-        """`averaging` is the decay of the average of the weights, 0 for none; `clip` the largest
-        norm of the gradient, None for any."""
+        """`ask` is what is trained, as objectives want it; `averaging` is the decay of the average
+        of the weights, 0 for none; `clip` the largest norm of the gradient, None for any."""
         self.ask, self.parameters, self.optimizer = ask, parameters, optimizer
         self.rates, self.reduction, self.total = rates, reduction, total
         self.clip = clip
