@@ -63,7 +63,8 @@ def load_autoencoder(folder: Path, recipe: Recipe) -> AutoEncoder:
 
 def load_transformer(folder: Path, recipe: Recipe) -> FluxTransformer:
     """In float32; whether it has embedded guidance is read off its keys."""
-    state = load_file(folder / TRANSFORMER)
+    (file,) = folder.glob("flux1-*.safetensors")
+    state = load_file(file)
     guided = any(key.startswith("guidance_in.") for key in state)
     net = FluxTransformer(recipe.transformer if guided else recipe.unguided)
     net.load_state_dict(state)
