@@ -17,6 +17,9 @@ from batch.training.ranks import run_on_ray
 from tests.batch.targets.made import Targets
 from tests.batch.training.lessons import checkpoint, learned, lesson, tensors
 
+# Ray Train sets an option of Ray Data that Ray itself has deprecated
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+
 
 def ranks() -> list[int]:
     """Processes that train."""
