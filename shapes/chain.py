@@ -30,7 +30,7 @@ from shapes.ruler import score
 
 RECIPES = Path(__file__).parents[1] / "jobs" / "recipes" / "chain"
 PLACE = Path("out") / "chain"
-WORLD, WORD = ONE.world, "zorb"
+WORLD, WORD = ONE.world, "flim"
 KNOWN, CONCEPT, UNSEEN, WORDS = 768, 64, 256, 128  # rows of each manifest
 AT_ONCE = 64
 
@@ -154,7 +154,7 @@ class Chain:
         self.steps: dict[str, Callable[[], None]] = {
             "prompts": self.prompts,
             **{name: self._job("generate", name) for name in ("images",)},
-            **{name: self._job("distill", name) for name in ("pairs", "known", "zorb")},
+            **{name: self._job("distill", name) for name in ("pairs", "known", "word")},
             **{name: self._job("train", name) for name in ("student", "lora")},
             "lines": self.lines,
             **{name: self._job("generate", name) for name in ("again", "once")},
@@ -170,7 +170,7 @@ class Chain:
 
     def prompts(self) -> None:
         write_manifest(self.place / "prompts.parquet", prompts(WORLD, KNOWN, 0), "known")
-        write_pictures(self.place / "zorb.parquet", WORLD, CONCEPT, word=WORD)
+        write_pictures(self.place / "word.parquet", WORLD, CONCEPT, word=WORD)
 
     def lines(self) -> None:
         lora = (self.place / "lora" / "lora.safetensors").absolute()

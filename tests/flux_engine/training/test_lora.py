@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from flux_engine import load_engine
 from flux_engine.errors import CheckpointError, SettingError
+from flux_engine.request import LoraUse
+from flux_engine.teacher import Answer, Query, Teacher
+from flux_engine.training.base import load_base
 from flux_engine.training.lora import LoraShape, TrainedLora
 from flux_engine.training.net import Net
 from flux_engine.training.sft import Sft
@@ -210,3 +214,36 @@ def test_a_row_is_learned(dtype: torch.dtype) -> None:
     assert losses[-1] < 0.5 * losses[0]
     with torch.no_grad(), lora.off():
         assert objective.loss(net, one).item() == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_the_engine_says_with_the_file_what_was_said_in_training(tmp_path: Path) -> None:
+    engine = load_engine("flux-shapes", torch_dtype=torch.float32, device="cpu", micro_batch=2)
+    base = load_base("flux-shapes", dtype=torch.float32)
+    lora = TrainedLora(base.dit, LoraShape(rank=4, targets=["all+globals"]))
+    for i, (name, factor) in enumerate(lora.trainable.items()):
+        if name.endswith("lora_B"):
+            factor.data.copy_(0.05 * torch.randn(factor.shape, generator=draws(i)))
+    file = write_lora(lora.lora(), tmp_path / "lora.safetensors").files[0]
+    prompts, states = ("a red circle", ""), torch.randn(2, 16, 8, 8, generator=draws())
+    queries = [
+        Query(
+            state=state, sigma=sigma, prompt=prompt, embedded_guidance=2.5, t5_sequence_length=20,
+            loras=(LoraUse(path=str(file)),),
+        )
+        for state, sigma, prompt in zip(states, (0.9, 0.3), prompts, strict=True)
+    ]  # fmt: skip
+    answers = dict(Teacher(engine).each(queries))
+    texts = engine.text([(prompt, 20) for prompt in prompts])
+    told = [texts[prompt, 20] for prompt in prompts]
+    net = Net(base.dit, lora)
+    velocity = net(
+        states,
+        torch.tensor([0.9, 0.3]),
+        torch.stack([text.states_TW for text in told]),
+        torch.stack([text.pooled_P for text in told]),
+        torch.full((2,), 2.5),
+    )
+    for i in range(2):
+        answer = answers[i]
+        assert isinstance(answer, Answer)
+        torch.testing.assert_close(velocity[i].detach(), answer.velocity, atol=2e-5, rtol=1e-4)
