@@ -34,7 +34,8 @@ class Preview:
         else:
             own = {k: v for k in Sampling.model_fields if (v := getattr(row.parsed, k)) is not None}
             if isinstance(job, DistillJob) and max_pixels_of(job) is not None:
-                own |= dynamic_size(row.values, job) or {"height": 0}  # which is refused
+                size = dynamic_size(row.values, job)
+                own |= {"height": 0} if size is None else size  # the former is refused
             try:
                 kind = Sampling.parse(job.sampling.model_dump() | own)
                 self.buckets[bucket(kind)] += 1

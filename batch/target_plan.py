@@ -92,7 +92,10 @@ def size_of(row: Mapping[str, Any], job: DistillJob) -> Size | None:
     """A row's height and width, or None if no picture has them: what the row says, else what
     follows from its picture where the target goes by that, else the job's."""
     if max_pixels_of(job) is not None:
-        row = {**row} | (dynamic_size(row, job) or {"height": 0})
+        follows = dynamic_size(row, job)
+        if follows is None:
+            return None
+        row = {**row} | follows
     out = []
     for name in ("height", "width"):
         value = row.get(name)

@@ -5,7 +5,7 @@ import pytest
 from batch import parts
 from batch.parts import Parts, parts_folder
 from batch.storage import Storage
-from schemas.records import Record, RejectedRecord
+from schemas.records import Record, RejectedRecord, StoredFile, TrainingRecord
 from tests.batch.test_sink import record
 
 
@@ -109,3 +109,20 @@ def test_parts_go_when_their_shard_is_published(storage: Storage) -> None:
     held.remove()
     assert files(storage) == []
     Parts(storage, "t").remove()
+
+
+def test_training_records_come_back_with_all_their_files(storage: Storage) -> None:
+    one, other = StoredFile(bytes=b"1", path="a"), StoredFile(bytes=b"", path=None)
+    made = TrainingRecord(
+        key="k",
+        prompt="p",
+        image_width=2,
+        image_height=3,
+        image_sha256="ab",
+        image=StoredFile(bytes=b"picture", path="x.png"),
+        files={"mask": one, "more": (other, one), "none": (), "null": None},
+    )
+    held = Parts(storage, "s")
+    held.add(0, made)
+    held.flush()
+    assert list(Parts(storage, "s").records([0])) == [made]

@@ -111,3 +111,23 @@ def test_only_what_asking_again_may_mend_is_asked_again(monkeypatch: pytest.Monk
         with pytest.raises(OSError, match=words):
             roots.patiently(read)
         assert len(waited) == pauses
+
+
+def test_a_part_of_a_file_is_read_alone(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"0123456789")
+    Bucket(server.uri("tars")).put("a.tar", b"0123456789")
+    for place in (Roots((str(tmp_path),)), Roots((server.uri("tars"),))):
+        assert place.read("a.tar", (3, 4)) == b"3456"
+        assert place.read("a.tar", (3, 0)) == b""
+        with pytest.raises(PictureError, match=r"ends before 12 bytes|cannot be read"):
+            place.read("a.tar", (8, 4))
+
+
+def test_of_a_file_of_many_only_the_part_has_to_be_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roots, "LARGEST", 4)
+    (tmp_path / "a.tar").write_bytes(b"0123456789")
+    assert Roots((str(tmp_path),)).read("a.tar", (3, 4)) == b"3456"
+    with pytest.raises(PictureError, match="at most 4 are allowed"):
+        Roots((str(tmp_path),)).read("a.tar")

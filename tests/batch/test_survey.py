@@ -5,6 +5,7 @@ import pytest
 
 from batch.errors import OutputError
 from batch.survey import survey
+from tests.batch.ingest.material import ingest, job, picture, table
 from tests.batch.stages.test_distill import work
 from tests.batch.test_actor import worker_and_shards
 
@@ -43,3 +44,19 @@ def test_targets_are_counted_like_pictures(tmp_path: Path) -> None:
     told = survey(str(tmp_path / "out"), samples=2)
     assert (told.done, told.sizes) == (2, {"64×64": 2})
     assert [one["prompt"] for one in told.samples] == manifest["prompt"]
+
+
+def test_training_shards_are_counted_like_pictures(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").write_bytes(picture(40, 24))
+    lines = [{"image": "0.png", "prompt": "a", "height": 5, "seed": "x"}]
+    source = {
+        "kind": "table",
+        "dataset_base_path": str(tmp_path / "in"),
+        "dataset_metadata_path": str(table(tmp_path / "t.json", lines)),
+    }
+    ingest(job(tmp_path / "out", source))
+    told = survey(str(tmp_path / "out"), samples=1)
+    assert (told.done, told.sizes) == (1, {"40×24": 1})
+    assert told.samples[0]["prompt"] == "a"
+    assert told.samples[0]["seed"] is None

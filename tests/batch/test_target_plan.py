@@ -93,3 +93,14 @@ def test_a_size_that_no_picture_has_makes_no_file(height: float, tmp_path: Path)
 def test_a_shard_of_one_size_names_no_rows(tmp_path: Path) -> None:
     shards = planned(tmp_path, {"prompt": [str(i) for i in range(6)]}, samples_per_row=2)
     assert [(s.only, s.pictures(2)) for s in shards] == [((), 8), ((), 4)]
+
+
+def test_a_size_may_follow_from_the_picture(tmp_path: Path) -> None:
+    columns = {
+        "prompt": ["a", "b", "c", "d"], "image": [b"x"] * 4,
+        "image_width": [1000, 64, None, 64], "image_height": [700, 64, 5, 64],
+        "height": [None, 32, None, 32], "width": [None, 48, None, None],
+    }  # fmt: skip
+    target = {"kind": "cache", "max_pixels": 4096, "bucket_step": 16}
+    shards = planned(tmp_path, columns, target=target)
+    assert [(s.bucket, rows(s)) for s in shards] == [("48x64", [0, 2, 3]), ("32x48", [1])]

@@ -21,6 +21,7 @@ from jobs.cli import (
     start_ray,
 )
 from schemas.base import SchemaError
+from schemas.ingest import IngestJob
 from schemas.jobs import DistillJob, GenerateJob
 
 JOB = """
@@ -151,6 +152,9 @@ def test_a_file_with_a_target_is_a_distillation_job(tmp_path: Path) -> None:
     config.write_text("manifest: m.parquet\noutput: out\n")
     assert isinstance(load_job(config, []), GenerateJob)
     assert isinstance(load_job(config, ["target.kind=pair"]), DistillJob)
+    source = tmp_path / "ingest.yaml"
+    source.write_text("output: o\nsource: {kind: folder, path: in}\n")
+    assert isinstance(load_job(source, []), IngestJob)
     config.write_text("manifest: m.parquet\noutput: out\ntarget: {kind: logits}\n")
     with pytest.raises(SchemaError, match="target"):
         load_job(config, [])

@@ -17,6 +17,7 @@ from batch.errors import JobError, ManifestError
 from jobs import cli, submit
 from jobs.submit import Submission, one_line, submission_of
 from schemas.base import SchemaError
+from schemas.ingest import IngestJob
 from schemas.jobs import DistillJob
 from tests.batch.doubles import column, data_bytes, job, write_manifest
 from tests.jobs.head import ROOT, Head, running_head
@@ -119,6 +120,20 @@ def test_targets_are_handed_in_like_pictures(config: Path, tmp_path: Path) -> No
     assert isinstance(asked, DistillJob)
     words = submission_of(asked, config, ["target.moments=true"], "").entrypoint
     assert words == "python -m jobs.distill --config job.yaml --set target.moments=true"
+
+
+def test_training_material_is_handed_in_like_prompts(config: Path, tmp_path: Path) -> None:
+    told = {"output": "/data/t", "source": {"kind": "folder", "path": "/data/in"}}
+    config.write_text(yaml.safe_dump(told))
+    asked = cli.load_job(config, [])
+    assert isinstance(asked, IngestJob)
+    one = submission_of(asked, config, [], "")
+    assert one.entrypoint == "python -m jobs.ingest --config job.yaml"
+    other = submission_of(cli.load_job(config, ["source.path=/data/else"]), config, [], "")
+    assert other.name != one.name
+    outside = cli.load_job(config, ["source.path=../else"])
+    with pytest.raises(SchemaError, match=r"source\.path \.\./else: lies outside"):
+        submission_of(outside, config, [], "")
 
 
 def test_what_cannot_run_from_a_copy_of_the_folder_is_refused(config: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from schemas.address import check_address
+from schemas.address import below, check_address
 from schemas.base import SchemaError
 from schemas.jobs import GenerateJob
 
@@ -37,3 +37,8 @@ def test_a_secret_is_refused_and_not_repeated(name: str, address: str) -> None:
         GenerateJob.parse(values)
     assert "hush" not in str(caught.value)
     assert name in str(caught.value)
+
+
+def test_what_lies_below_an_address_keeps_its_options() -> None:
+    assert below("out/", "_run/x") == "out/_run/x"
+    assert below("s3://b/out?region=r", "_run/x") == "s3://b/out/_run/x?region=r"

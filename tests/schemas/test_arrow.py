@@ -2,7 +2,7 @@ import json
 
 import pyarrow as pa
 
-from schemas.arrow import image_schema, rejected_schema
+from schemas.arrow import files_in, image_schema, rejected_schema, training_schema
 
 
 def test_the_image_column_is_what_datasets_calls_an_image() -> None:
@@ -15,3 +15,13 @@ def test_the_image_column_is_what_datasets_calls_an_image() -> None:
 
 def test_a_rejected_row_says_which_and_why() -> None:
     assert {"key", "manifest_file", "row", "error", "reason"} <= set(rejected_schema().names)
+
+
+def test_a_training_shard_says_which_columns_hold_files() -> None:
+    schema = training_schema({"mask": False, "more": True}, [pa.field("n", pa.int64())])
+    assert files_in(schema) == ("image", "mask", "more")
+    told = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert (told["mask"], told["more"]) == ({"_type": "Image"}, [{"_type": "Image"}])
+    assert schema.names[:3] == ["image", "key", "prompt"]
+    assert schema.names[-3:] == ["mask", "more", "n"]
+    assert files_in(pa.schema([])) == ()

@@ -49,3 +49,30 @@ def test_a_latent_is_not_stored_many_times() -> None:
         DistillJob.parse(JOB | {"target": {"kind": "cache"}, "samples_per_row": 2})
     velocity = DistillJob.parse(JOB | {"target": {"kind": "velocity"}, "samples_per_row": 2})
     assert velocity.samples_per_row == 2
+
+
+def test_what_came_later_is_told_only_where_it_is_set() -> None:
+    for kind in ("cache", "velocity"):
+        plain = DistillJob.parse(JOB | {"target": {"kind": kind}})
+        later = {"target.max_pixels", "target.bucket_step", "target.mask"}
+        assert not later & set(plain.recipe())
+        assert not {"max_pixels", "bucket_step", "mask"} & set(plain.target.model_dump())
+        assert DistillJob.model_validate_json(plain.model_dump_json()) == plain
+    told = DistillJob.parse(JOB | {"target": {"kind": "cache", "max_pixels": 4096, "mask": True}})
+    recipe = told.recipe()
+    names = ("target.max_pixels", "target.bucket_step", "target.mask")
+    assert [recipe[name] for name in names] == [4096, 16, True]
+    assert DistillJob.model_validate_json(told.model_dump_json()) == told
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"bucket_step": 32}, "bucket_step means nothing without max_pixels"),
+        ({"max_pixels": 4096, "bucket_step": 24}, "multiple of 16"),
+        ({"max_pixels": 512, "bucket_step": 32}, "less than the 1024 of one step"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(SchemaError, match=words):
+        DistillJob.parse(JOB | {"target": {"kind": "cache"} | values})

@@ -130,6 +130,8 @@ def test_a_row_that_says_a_size_has_it_and_half_a_size_is_rejected(tmp_path: Pat
     assert {key: (r.height, r.width) for key, r in made.items()} == {
         "both": (32, 64), "none": (64, 64),
     }  # fmt: skip
+    _, planned = checked_plan(told)
+    assert {shard.bucket for shard in planned} == {"32x64", "64x64"}
     assert "nor both height and width" in rows(tmp_path / "out", "rejected")["one"]["reason"]
 
 
