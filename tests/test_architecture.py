@@ -21,8 +21,10 @@ DOORS = {
         "batch/lane.py",
         "batch/pool.py",
         "batch/telemetry.py",
+        "batch/training/ranks.py",
         "jobs/cli.py",
         "jobs/submit.py",
+        "jobs/train.py",
         "jobs/work.py",
     },
     "transformers": {"flux_engine/models/text.py", "shapes/text.py", "shapes/vocabulary.py"},
@@ -37,6 +39,7 @@ DOORS = {
     "boto3": {"batch/bucket.py"},
     "botocore": {"batch/bucket.py"},
     "lmdb": {"batch/targets/export/dmd2.py"},
+    "tensorboard": set(),
     "yaml": {"jobs/cli.py"},
     "typer": {
         "jobs/distill.py",
@@ -47,6 +50,7 @@ DOORS = {
         "jobs/ingest.py",
         "jobs/inspect.py",
         "jobs/submit.py",
+        "jobs/train.py",
         "jobs/verify.py",
     },
 }

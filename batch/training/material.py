@@ -99,7 +99,8 @@ class TargetSource:
         if not self.dataset.has_text:
             return None
         name = caption_id(caption, length, self.dataset.identity["text"])
-        return self.dataset.texts[name] if name in self.dataset.texts else None
+        table = self.dataset.texts
+        return table[name] if name in table else None  # noqa: SIM401  it has no `get`
 
     def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
         with self._lock:

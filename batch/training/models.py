@@ -154,7 +154,7 @@ class ModelParts:
                 f"{address}: its latents have {latent['channels']} channels, and the transformer "
                 f"is made for {dit.spec.channels_out // 4}"
             )
-        unchecked = []
+        unchecked: list[str] = []
         made: tuple[tuple[Role, dict[str, str]], ...] = (
             ("vae", encoded["vae"]["weights"]),
             ("clip", encoded["text"]["clip"]),

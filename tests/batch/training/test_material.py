@@ -65,9 +65,9 @@ def test_only_what_is_not_there_has_to_be_encoded(targets: Targets) -> None:
     found = source(targets, "cache")
     assert found.wanted(PLAIN) == []
     assert found.wanted(Captions(dropout=0.5)) == []  # one of its captions is empty
-    empty = next(n for n, caption in enumerate(CAPTIONS) if not caption)
-    other = found.material(0, PLAIN, dropped=True)
-    assert torch.equal(other.t5_TW, found.material(empty, PLAIN, dropped=False).t5_TW)
+    plain = [found.material(n, PLAIN, dropped=False) for n in range(len(CAPTIONS))]
+    (empty,) = (row for row in plain if not row.caption)
+    assert torch.equal(found.material(0, PLAIN, dropped=True).t5_TW, empty.t5_TW)
     told = found.wanted(Captions("zorb"))
     assert ("zorb, a large red circle", LENGTH) in told
     assert len(told) == len(set(CAPTIONS))
