@@ -39,7 +39,6 @@ DOORS = {
     "boto3": {"batch/bucket.py"},
     "botocore": {"batch/bucket.py"},
     "lmdb": {"batch/targets/export/dmd2.py"},
-    "tensorboard": set(),
     "yaml": {"jobs/cli.py"},
     "typer": {
         "jobs/distill.py",

@@ -14,6 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from batch.errors import BatchError, RunFailed
+from batch.log import show_fields
 from batch.output import RUN
 from batch.run import run_name
 from batch.storage import Storage
@@ -80,6 +81,7 @@ class RankSignals:
 def rank_main(config: dict[str, Any]) -> None:
     """What each rank does. Faults that no other try would mend are told to the flag, so that the
     next attempt does not repeat them."""
+    show_fields(logging.getLogger("batch"))
     flag = config["flag"]
     if ray.get(flag.failed.remote()) is not None:
         raise RunFailed("an earlier attempt met a fault that is there again")
