@@ -14,6 +14,7 @@ import yaml
 from rich.table import Table
 
 from batch.errors import JobError
+from batch.log import FieldFormatter
 from schemas.base import Schema, SchemaError
 from schemas.ingest import IngestJob
 from schemas.jobs import DistillJob, GenerateJob, Job
@@ -112,17 +113,6 @@ class StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     @property
     def stream(self) -> TextIO:
         return sys.stderr
-
-
-class FieldFormatter(logging.Formatter):
-    """The event, then the fields it was logged with."""
-
-    PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {k: v for k, v in vars(record).items() if k not in self.PLAIN}
-        told = "".join(f" {name}={value}" for name, value in fields.items())
-        return super().format(record) + told
 
 
 class Stopped(BaseException):

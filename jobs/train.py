@@ -25,9 +25,10 @@ from batch.errors import (
 from batch.storage import Storage
 from batch.targets.identity import IdentityError
 from batch.training.estimate import foreseen
+from batch.training.look import checked
 from batch.training.metrics import read_metrics
 from batch.training.recipe import resolved
-from batch.training.run import checked, standing, train
+from batch.training.run import standing, train
 from flux_engine.errors import CheckpointError, EngineError, SettingError, SourceError
 from jobs import cli, work
 from schemas.base import SchemaError
@@ -67,7 +68,11 @@ def command(job: TrainJob, stop: cli.StopSignal, *, dry_run: bool) -> int:
     """The job, or with `dry_run` what it would do; the exit status."""
     cli.check_place(job.output_path)
     job = resolved(job)
-    curriculum = checked(job)
+    try:
+        curriculum = checked(job)
+    except (BatchError, EngineError, IdentityError) as error:
+        logger.error(str(error))  # noqa: TRY400
+        return cli.REFUSED
     if dry_run:
         typer.echo(job.model_dump_json(indent=2))
         typer.echo("\n".join(foreseen(job, curriculum)))

@@ -21,8 +21,10 @@ DOORS = {
         "batch/lane.py",
         "batch/pool.py",
         "batch/telemetry.py",
+        "batch/training/ranks.py",
         "jobs/cli.py",
         "jobs/submit.py",
+        "jobs/train.py",
         "jobs/work.py",
     },
     "transformers": {"flux_engine/models/text.py", "shapes/text.py", "shapes/vocabulary.py"},
@@ -47,6 +49,7 @@ DOORS = {
         "jobs/ingest.py",
         "jobs/inspect.py",
         "jobs/submit.py",
+        "jobs/train.py",
         "jobs/verify.py",
     },
 }

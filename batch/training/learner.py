@@ -18,6 +18,7 @@ from flux_engine.training.preset import merge
 from flux_engine.training.rates import Rates
 from flux_engine.training.reduction import Reduction
 from flux_engine.training.stepper import Stepper, TrainingState
+from flux_engine.weights.lora.file import Lora
 from flux_engine.weights.lora.models import Models
 from flux_engine.weights.lora.names import Sizes
 from flux_engine.weights.lora.read import lora_file, read_lora
@@ -123,12 +124,18 @@ def prepared(job: TrainJob, parts: ModelParts, device: torch.device) -> FluxTran
     eight bits where that is asked."""
     whole = bool(job.trainable_models)
     dit = parts.dit(getattr(torch, job.master_dtype if whole else job.torch_dtype))
-    if job.preset_lora_path is not None:
-        file = lora_file(fetch(ModelSource(job.preset_lora_path)))
-        merge(Models(dit), [(read_lora(file, Sizes(dit.spec)), 1.0)])
+    preset = preset_of(job, dit)
+    if preset is not None:
+        merge(Models(dit), [(preset, 1.0)])
     if job.fp8_models:
         narrow_base(dit)
     return dit.to(device)
+
+
+def preset_of(job: TrainJob, dit: FluxTransformer) -> Lora | None:
+    if job.preset_lora_path is None:
+        return None
+    return read_lora(lora_file(fetch(ModelSource(job.preset_lora_path))), Sizes(dit.spec))
 
 
 def trained_on(dit: FluxTransformer, job: TrainJob) -> TrainedLora | TrainedWeights:

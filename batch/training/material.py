@@ -18,7 +18,7 @@ from batch.targets.copy import local
 from batch.targets.dataset import Part, TargetDataset
 from batch.targets.files import Bucket, inventory
 from batch.targets.layout import tensor_names
-from batch.targets.text import Told
+from batch.targets.text import Told, caption_id
 from batch.training.kept import Kept
 from batch.training.pictures import PictureRows, Reject
 from batch.training.source import Captions, inputs
@@ -90,17 +90,26 @@ class TargetSource:
             for caption, length in dict.fromkeys(pairs):
                 for dropped in {False, captions.dropout > 0}:
                     told = captions.told(caption, dropped=dropped)
-                    if told != caption or not has:
+                    if not has or (told != caption and self._own(told, length) is None):
                         keys[told, length] = None
         return list(keys)
+
+    def _own(self, caption: str, length: int) -> Told | None:
+        """What the dataset's table says to a caption that may be another row's."""
+        if not self.dataset.has_text:
+            return None
+        name = caption_id(caption, length, self.dataset.identity["text"])
+        table = self.dataset.texts
+        return table[name] if name in table else None  # noqa: SIM401  it has no `get`
 
     def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
         with self._lock:
             found = self.dataset.row(row)
             where = f"{self.dataset.where(row)} (key {found.record.key})"
         record, told = found.record, captions.told(found.record.caption, dropped=dropped)
-        text = found.text if told == record.caption else None
-        text = text or self.texts[told, record.t5_sequence_length]
+        length = record.t5_sequence_length
+        text = found.text if told == record.caption else self._own(told, length)
+        text = text or self.texts[told, length]
         tensors = {name: tensor.float() for name, tensor in found.tensors.items()}
         values: dict[str, Any] = {
             "seed": record.seed,

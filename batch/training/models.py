@@ -154,19 +154,20 @@ class ModelParts:
                 f"{address}: its latents have {latent['channels']} channels, and the transformer "
                 f"is made for {dit.spec.channels_out // 4}"
             )
-        unchecked = []
-        for role, theirs in (
+        unchecked: list[str] = []
+        made: tuple[tuple[Role, dict[str, str]], ...] = (
             ("vae", encoded["vae"]["weights"]),
             ("clip", encoded["text"]["clip"]),
             ("t5", encoded["text"]["t5"]),
-        ):
+        )
+        for role, theirs in made:
             ours = self.fingerprints.get(role)
             if ours is None or not theirs:
                 unchecked.append(role)
             elif sorted(ours.values()) != sorted(theirs.values()):
                 raise JobError(
-                    f"{address}: was made with another {ROLES[role]} ({named(theirs)}) than the "  # type: ignore[index]
-                    f"job has ({named(ours)})"
+                    f"{address}: was made with other files of {ROLES[role]} "
+                    f"({named(theirs)}) than the job has ({named(ours)})"
                 )
         return unchecked
 

@@ -14,6 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from batch.errors import BatchError, RunFailed
+from batch.log import show_fields
 from batch.output import RUN
 from batch.run import run_name
 from batch.storage import Storage
@@ -80,6 +81,7 @@ class RankSignals:
 def rank_main(config: dict[str, Any]) -> None:
     """What each rank does. Faults that no other try would mend are told to the flag, so that the
     next attempt does not repeat them."""
+    show_fields(logging.getLogger("batch"))
     flag = config["flag"]
     if ray.get(flag.failed.remote()) is not None:
         raise RunFailed("an earlier attempt met a fault that is there again")
@@ -87,14 +89,27 @@ def rank_main(config: dict[str, Any]) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if config["gpu"] else None
     place = device or torch.device("cpu")
     reduction: Reduction = (Ordered if job.ordered else Summed)(place)
+    worker = TrainWorker(job, reduction=reduction, device=str(place))
+    fault: Exception | None = None
     try:
-        worker = TrainWorker(job, reduction=reduction, device=str(place))
         worker.setup()
-        outcome = worker.run(RankSignals(flag))
     except (BatchError, EngineError) as error:
-        ray.get(flag.fail.remote(type(error).__name__, str(error)))
-        raise
-    ray.train.report({"step": outcome.step})
+        fault = told(flag, error)
+    if reduction.any(mine=fault is not None):
+        return  # all ranks: another attempt would end here again
+    try:
+        worker.run(RankSignals(flag))
+    except RunFailed as error:  # which all ranks raise
+        told(flag, error)
+    except (BatchError, EngineError) as error:
+        told(flag, error)
+        raise  # so that the others do not wait for this one
+
+
+def told(flag: Any, error: Exception) -> Exception:
+    """Let the driver know."""
+    ray.get(flag.fail.remote(type(error).__name__, str(error)))
+    return error
 
 
 def run_on_ray(job: TrainJob, workers: int | tuple[int, int], stop: Callable[[], bool]) -> None:
@@ -148,11 +163,11 @@ def fit(trainer: TorchTrainer, flag: Any, stop: Callable[[], bool]) -> None:
             asked = True
             ray.get(flag.ask.remote())
         thread.join(ASKED_EVERY_S)
-    if not raised:
-        return
     fault = ray.get(flag.failed.remote())
     if fault is not None:
         raise RunFailed(f"{fault[0]}: {fault[1]}") from None
+    if not raised:
+        return
     if isinstance(raised[0], TrainingFailedError):
         words = str(raised[0]).strip().splitlines()
         raise RunFailed(f"ranks keep failing: {words[-1] if words else raised[0]}") from raised[0]

@@ -13,11 +13,9 @@ from batch.output import RUN, Output, to_json
 from batch.run import check_nodes
 from batch.training.checkpoint import Checkpoints
 from batch.training.curriculum import Curriculum
-from batch.training.models import ModelParts
 from batch.training.recipe import recipe_of
 from batch.training.results import finished_at
-from batch.training.texts import Texts
-from batch.training.worker import Autoencoder, TrainWorker
+from batch.training.worker import TrainWorker
 from schemas.training import TrainJob
 
 logger = logging.getLogger(__name__)
@@ -37,26 +35,6 @@ class TrainReport:
     @property
     def complete(self) -> bool:
         return self.step >= self.steps
-
-
-def checked(job: TrainJob) -> Curriculum:
-    """The job's datasets; errors of all layers before anything is started. Nothing is loaded."""
-    parts = ModelParts(job)
-    coder = Autoencoder(parts, torch.device("cpu"))
-    curriculum = Curriculum(job, parts, Texts(parts.encoders), coder)
-    why = f"datasets of pictures ({', '.join(curriculum.names)}) are to be encoded"
-    if curriculum.pictures:
-        parts.need("vae", why)
-    for course in curriculum.courses:
-        for reject in course.source.rejects():
-            logger.warning("row left out", extra={"row": reject.where, "why": reject.reason})
-    if job.sample_prompts:
-        parts.need("vae", "sample_prompts are to be shown")
-    if wanted := curriculum.wanted:
-        told = f"{len(wanted)} captions have no text, as {wanted[0][0]!r}"
-        for role in ("clip", "t5"):
-            parts.need(role, told)
-    return curriculum
 
 
 def standing(job: TrainJob, curriculum: Curriculum) -> str:

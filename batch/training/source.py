@@ -52,7 +52,7 @@ class Source(Protocol):
         """All that a row has, told so."""
 
     def rejects(self) -> list[Reject]:
-        """Rows that cannot be learned from, as far as sizes and headers tell; no bucket has them."""
+        """Rows that cannot be learned from, as far as headers tell; no bucket has them."""
 
     def lineage(self) -> dict[str, Any]:
         """Where it is, whose it is, and its files with their rows and digests."""

@@ -19,7 +19,9 @@ from jobs.submit import Submission, one_line, submission_of
 from schemas.base import SchemaError
 from schemas.ingest import IngestJob
 from schemas.jobs import DistillJob
+from schemas.training import TrainJob
 from tests.batch.doubles import column, data_bytes, job, write_manifest
+from tests.batch.targets.made import Targets
 from tests.jobs.head import ROOT, Head, running_head
 from tests.jobs.test_generate import write_job
 
@@ -136,6 +138,22 @@ def test_training_material_is_handed_in_like_prompts(config: Path, tmp_path: Pat
         submission_of(outside, config, [], "")
 
 
+def test_training_is_handed_in_once(config: Path) -> None:
+    told = {"output_path": "/data/lora", "model": "flux-shapes", "dataset": "/data/rows"}
+    config.write_text(yaml.safe_dump(told))
+    asked = cli.load_job(config, ["lora_rank=4"])
+    assert isinstance(asked, TrainJob)
+    one = submission_of(asked, config, ["lora_rank=4"], "")
+    assert one.entrypoint == "python -m jobs.train --config job.yaml --set lora_rank=4"
+    assert one.name.startswith("fluxmill-lora-")
+    assert one.seen
+    assert submission_of(cli.load_job(config, []), config, [], "").name != one.name
+    with pytest.raises(SchemaError, match=r"dataset \.\./rows: lies outside"):
+        submission_of(cli.load_job(config, ["dataset=../rows"]), config, [], "")
+    with pytest.raises(SchemaError, match="output lora: is relative"):
+        submission_of(cli.load_job(config, ["output_path=lora"]), config, [], "")
+
+
 def test_what_cannot_run_from_a_copy_of_the_folder_is_refused(config: Path, tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m.parquet", {"prompt": ["fox"]})
     good = job(tmp_path, manifest)
@@ -187,6 +205,22 @@ def test_ray_job_submit_makes_a_dataset(head: Head, travelling: Path, tmp_path: 
     assert "succeeded" in done.stdout
     assert '"rows": 6, "done": 6, "rejected": 0' in done.stdout
     assert column(tmp_path / "out", "key") == [f"k{i}" for i in range(6)]
+
+
+@pytest.mark.ray
+def test_ray_job_submit_trains(
+    head: Head, travelling: Path, tmp_path: Path, targets: Targets
+) -> None:
+    told = {
+        "output_path": str(tmp_path / "lora"), "model": "flux-shapes", "torch_dtype": "float32",
+        "dataset": str(targets("cache")), "max_steps": 2, "lora_rank": 2, "workers": 1,
+    }  # fmt: skip
+    travelling.write_text(yaml.safe_dump(told))
+    words = f"ray job submit --working-dir . -- python -m jobs.train --config {travelling.name}"
+    done = head.run(*words.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"step": 2, "steps": 2, "resumed": 0' in done.stdout
+    assert (tmp_path / "lora" / "lora.safetensors").is_file()
 
 
 @pytest.mark.ray

@@ -8,7 +8,7 @@ import torch
 from batch.errors import JobError
 from batch.training.curriculum import Curriculum
 from batch.training.loader import Loader
-from batch.training.run import checked
+from batch.training.look import checked
 from flux_engine.training.objective import Example
 from tests.batch.targets.made import Targets
 from tests.batch.training.lessons import lesson

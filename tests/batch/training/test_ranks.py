@@ -1,0 +1,67 @@
+"""Ranks on Ray Train: one that is lost is started again, a fault of the job ends it."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from batch.errors import RunFailed
+from batch.storage import Storage
+from batch.training.checkpoint import Checkpoints
+from batch.training.ranks import run_on_ray
+from tests.batch.targets.made import Targets
+from tests.batch.training.lessons import checkpoint, learned, lesson, tensors
+
+# Ray Train sets an option of Ray Data that Ray itself has deprecated
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+
+
+def ranks() -> list[int]:
+    """Processes that train."""
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        words = " ".join(process.info["cmdline"] or ())
+        if "RayTrainWorker" in words:
+            found.append(process.pid)
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_rank_that_is_killed_is_started_again_and_changes_no_bit(
+    tmp_path: Path, targets: Targets
+) -> None:
+    values = {"max_steps": 40, "checkpoint_steps": 2, "max_failures": 1}
+    whole = lesson(tmp_path / "whole", targets("cache"), **values)
+    learned(whole)
+    job = lesson(tmp_path / "killed", targets("cache"), workers=2, **values)
+    killed: list[int] = []
+
+    def kill() -> None:
+        checkpoints = Checkpoints(Storage(job.output_path))
+        while not checkpoints.steps():
+            time.sleep(0.05)
+        killed.extend(sorted(ranks())[-1:])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    run_on_ray(job, 2, lambda: False)
+    thread.join()
+    assert killed
+    one, other = tensors(checkpoint(whole)), tensors(checkpoint(job))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_fault_of_the_job_is_told_in_its_own_words(tmp_path: Path, targets: Targets) -> None:
+    job = lesson(tmp_path, targets("cache"), workers=1, lora_target_modules=["nowhere"])
+    with pytest.raises(RunFailed, match="SettingError: 'nowhere' matches no linear layer"):
+        run_on_ray(job, 1, lambda: False)

@@ -1,0 +1,36 @@
+"""What an output is bound to."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from batch.training.look import checked
+from batch.training.recipe import recipe_of, resolved
+from schemas.training import TrainJob
+from tests.batch.targets.made import Targets
+from tests.batch.training.lessons import lesson
+
+
+def recipe(output: Path, dataset: Path, **values: Any) -> dict[str, Any]:
+    job = lesson(output, dataset, **values)
+    return recipe_of(job, checked(job))
+
+
+def test_rows_and_weights_count_by_content_and_not_by_place(
+    tmp_path: Path, targets: Targets
+) -> None:
+    there = tmp_path / "elsewhere"
+    shutil.copytree(targets("cache"), there)
+    first = recipe(tmp_path, targets("cache"))
+    assert recipe(tmp_path, there) == first
+    other = recipe(tmp_path, targets("pair"))
+    assert {name for name in first if first[name] != other.get(name)} == {"datasets.0"}
+    assert recipe(tmp_path, targets("cache"), seed=1)["seed"] == 1
+
+
+def test_values_of_sample_pictures_are_those_of_the_model() -> None:
+    job = TrainJob.parse({"output_path": "o", "model": "flux-shapes", "dataset": "d"})
+    assert job.sampling.height is None
+    assert (resolved(job).sampling.height, resolved(job).sampling.t5_sequence_length) == (64, 20)
+    files = TrainJob.parse({"output_path": "o", "model_paths": ["a"], "dataset": "d"})
+    assert resolved(files).sampling.t5_sequence_length == 512
