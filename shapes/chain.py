@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from batch.training.results import FINAL_LORA, FINAL_MODEL
 from flux_engine import FluxEngine, GenerationRequest, load_engine
 from shapes.dataset import rows_of, to_tensor
 from shapes.manifest import prompts, reserved_prompts, write_manifest
@@ -37,20 +38,23 @@ AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Line:
-    """Some rows of the table: prompts that the model knows or not, and what rows say besides."""
+    """Some rows of the table: old prompts or new ones, and what rows say besides; `lora` is the
+    step that made what they wear."""
 
     title: str
     new: bool = False
     steps: int | None = None
-    worn: bool = False
+    lora: str | None = None
 
 
 AGAIN = (
     Line("teacher, 16 steps"),
     Line("teacher, 1 step", steps=1),
     Line("teacher, new word", new=True),
-    Line("LoRA, new word", new=True, worn=True),
-    Line("LoRA, old prompts", worn=True),
+    Line("LoRA, new word", new=True, lora="lora"),
+    Line("LoRA, old prompts", lora="lora"),
+    Line("no prior, new word", new=True, lora="alone"),
+    Line("no prior, old prompts", lora="alone"),
 )
 ONCE = (Line("student, 1 step"),)
 
@@ -70,7 +74,7 @@ def asked(line: Line) -> list[str]:
     return prompts(WORLD, UNSEEN, UNSEEN, seed=1)
 
 
-def write_lines(path: Path, lines: tuple[Line, ...], lora: Path) -> None:
+def write_lines(path: Path, lines: tuple[Line, ...], place: Path) -> None:
     """Rows of all lines; a key begins with its line's title, a row's noise is its number's."""
     rows = [
         {
@@ -78,7 +82,7 @@ def write_lines(path: Path, lines: tuple[Line, ...], lora: Path) -> None:
             "prompt": prompt,
             "seed": i,
             "num_inference_steps": line.steps,
-            "loras": [{"path": str(lora)}] if line.worn else [],
+            "loras": [{"path": str(place / line.lora / FINAL_LORA)}] if line.lora else [],
         }
         for line in lines
         for i, prompt in enumerate(asked(line))
@@ -155,7 +159,7 @@ class Chain:
             "prompts": self.prompts,
             **{name: self._job("generate", name) for name in ("images",)},
             **{name: self._job("distill", name) for name in ("pairs", "known", "word")},
-            **{name: self._job("train", name) for name in ("student", "lora")},
+            **{name: self._job("train", name) for name in ("student", "lora", "alone")},
             "lines": self.lines,
             **{name: self._job("generate", name) for name in ("again", "once")},
             "measure": self.measure,
@@ -173,13 +177,12 @@ class Chain:
         write_pictures(self.place / "word.parquet", WORLD, CONCEPT, word=WORD)
 
     def lines(self) -> None:
-        lora = (self.place / "lora" / "lora.safetensors").absolute()
-        write_lines(self.place / "again.parquet", AGAIN, lora)
-        write_lines(self.place / "once.parquet", ONCE, lora)
+        write_lines(self.place / "again.parquet", AGAIN, self.place)
+        write_lines(self.place / "once.parquet", ONCE, self.place)
 
     def measure(self) -> None:
         right = shares(self.place / "again", AGAIN) | shares(self.place / "once", ONCE)
-        told = Measured(right, errors(self.place / "student" / "model"))
+        told = Measured(right, errors(self.place / "student" / FINAL_MODEL))
         (self.place / "measured.json").write_text(json.dumps(asdict(told), indent=2) + "\n")
         print("\n".join(table(told)))
 
@@ -193,10 +196,10 @@ class Chain:
 
 
 def table(told: Measured) -> list[str]:
-    lines = [f"{'':20}{'all right':>10}{'latent error':>14}"]
+    lines = [f"{'':24}{'all right':>10}{'latent error':>14}"]
     for title, share in told.right.items():
         off = told.latent_error.get(title)
-        lines.append(f"{title:20}{share:>10.1%}" + (f"{off:>14.3f}" if off is not None else ""))
+        lines.append(f"{title:24}{share:>10.1%}" + (f"{off:>14.3f}" if off is not None else ""))
     return lines
 
 
