@@ -9,6 +9,7 @@ asked for, and how far the student's latents are from the teacher's.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,7 +30,8 @@ from shapes.pictures import write_pictures
 from shapes.recipe import ONE
 from shapes.ruler import score
 
-RECIPES = Path(__file__).parents[1] / "jobs" / "recipes" / "chain"
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "jobs" / "recipes" / "chain"
 PLACE = Path("out") / "chain"
 WORLD, WORD = ONE.world, "flim"
 KNOWN, CONCEPT, UNSEEN, WORDS = 768, 64, 256, 128  # rows of each manifest
@@ -190,7 +192,8 @@ class Chain:
         words = [sys.executable, "-m", f"jobs.{job}", "--config", str(RECIPES / f"{recipe}.yaml")]
 
         def run() -> None:
-            subprocess.run(words, cwd=self.folder, check=True)
+            env = os.environ | {"PYTHONPATH": str(ROOT)}  # the jobs beside this file, wherever
+            subprocess.run(words, cwd=self.folder, env=env, check=True)
 
         return run
 
