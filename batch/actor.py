@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -77,11 +78,12 @@ class ShardWorker:
         twice = {
             row: f"DuplicateKey: the key stands first in {where}" for row, where in shard.duplicates
         }
-        self._work(shard, wishes, parts, twice | (refused or {}), rows)
-        if rows is not None or len(parts) < len(wishes):
-            parts.flush()
-            return self._report(shard, began, "part")
-        return self._publish(shard, wishes, parts, began)
+        with self.watch.counting() as hand:  # until the report that counts them too
+            self._work(shard, wishes, parts, twice | (refused or {}), rows, hand)
+            if rows is not None or len(parts) < len(wishes):
+                parts.flush()
+                return self._report(shard, began, "part")
+            return self._publish(shard, wishes, parts, began)
 
     def _wishes(self, shard: Shard) -> list[Wish]:
         with self.reading:
@@ -95,6 +97,7 @@ class ShardWorker:
         parts: Parts,
         refused: Refused,
         rows: Sequence[int] | None,
+        hand: int,
     ) -> None:
         """Records for what is wanted and not there yet, into `parts`."""
         todo = []
@@ -109,7 +112,6 @@ class ShardWorker:
         if not todo:
             return
         made: Belt[tuple[Wish, Future[Record]]] = Belt(UNWRITTEN)
-        hand = self.watch.take_in_hand()
         computing = self.card.submit(self._compute, shard, todo, parts, made)
         try:
             for wish, record in made:
@@ -120,8 +122,6 @@ class ShardWorker:
             made.leave()
             parts.flush()
             raise
-        finally:
-            del self.watch.finished[hand]
 
     def _compute(
         self,
@@ -208,11 +208,15 @@ class Watchman:
     def over(self, shard: str) -> "Over":
         return Over(self, shard)
 
-    def take_in_hand(self) -> int:
-        """A number under which finished records of one shard are counted."""
+    @contextmanager
+    def counting(self) -> Iterator[int]:
+        """A number under which finished records of one shard are counted, while it is in hand."""
         hand = next(self.hands)
         self.finished[hand] = 0
-        return hand
+        try:
+            yield hand
+        finally:
+            del self.finished[hand]
 
     def at(self, stage: str, shard: str, wishes: Sequence[Wish]) -> None:
         self._turn(stage)

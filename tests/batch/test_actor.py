@@ -63,6 +63,22 @@ def test_a_finished_shard_is_counted_and_not_made_again(tmp_path: Path) -> None:
     assert data_bytes(tmp_path / "out") == before
 
 
+def test_rows_are_counted_until_the_report_counts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, (shard,) = worker_and_shards(tmp_path, ["fox", "owl"])
+    publish, counted = actor.publish, []
+
+    def watched(*words: Any) -> Any:
+        counted.append(worker.pulse().finished)
+        return publish(*words)
+
+    monkeypatch.setattr(actor, "publish", watched)
+    assert worker(shard).done == 2
+    assert counted == [2]
+    assert worker.pulse().finished == 0
+
+
 def test_a_shard_of_bad_rows_alone_is_finished_too(tmp_path: Path) -> None:
     worker, (shard,) = worker_and_shards(tmp_path, ["nan", "nan"])
     report = worker(shard)
