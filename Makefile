@@ -1,4 +1,5 @@
 # make demo   an image dataset from 96 prompts, on this machine
+# make chain  prompts → pictures → targets → a student and a LoRA → pictures, measured; minutes
 # make test   all tests
 # make check  lint, format, types, import contracts
 # make audit  known vulnerabilities of the tested versions, as far as the package index tells them
@@ -13,12 +14,15 @@ ORACLE = diffsynth==2.1.12 torchvision==0.28.0 imageio ftfy einops wcwidth
 
 PIP = .venv/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS)
 
-.PHONY: demo test check audit
+.PHONY: demo chain test check audit
 
 demo: .venv/.installed
 	.venv/bin/python -m jobs.generate --config jobs/recipes/demo.yaml
 	@.venv/bin/python -m shapes.score out/demo
 	@echo "pictures: out/demo/index.html   dataset: out/demo"
+
+chain: .venv/.installed
+	.venv/bin/python -m shapes.chain
 
 test: .venv/.tested .oracle/.installed
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
