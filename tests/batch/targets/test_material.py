@@ -8,15 +8,21 @@ import torch
 from PIL import Image
 
 from batch.actor import ShardWorker
-from batch.errors import ManifestError
+from batch.errors import ExportError, ManifestError
+from batch.output import Output
 from batch.preview import preview
+from batch.report import RunReport
 from batch.run import checked_plan
 from batch.stages.distill import DistillStage
+from batch.targets.card import publish_targets
 from batch.targets.dataset import TargetDataset
+from batch.targets.export.fastvideo import export
 from batch.verify import verify
 from jobs.work import resolved
+from schemas.exports import FastVideoExport
 from schemas.jobs import DistillJob
 from schemas.records import TargetRecord
+from tests.batch.doubles import write_manifest
 from tests.batch.ingest.material import folder, ingest, job, picture, rows, table
 from tests.batch.stages.test_distill import records, tensor
 
@@ -150,6 +156,16 @@ def test_a_mask_is_kept_by_cell_beside_the_latent(shards: Path, tmp_path: Path) 
     assert sorted(read[0].tensors) == ["mask", "moments"]
 
 
+def test_masks_are_not_dropped_on_the_way_into_a_format_without_them(
+    shards: Path, tmp_path: Path
+) -> None:
+    told = asked(tmp_path / "out", shards, {"kind": "cache", "max_pixels": MOST, "mask": True})
+    done = len(distilled(told))
+    publish_targets(told, Output(told.output, told.format), RunReport(rows=done, done=done))
+    with pytest.raises(ExportError, match="has no place for them"):
+        export(told.output, tmp_path / "exported", FastVideoExport())
+
+
 def test_without_masks_a_mask_is_one_more_file_that_means_nothing(
     shards: Path, tmp_path: Path
 ) -> None:
@@ -159,8 +175,6 @@ def test_without_masks_a_mask_is_one_more_file_that_means_nothing(
 
 
 def test_sizes_and_masks_that_no_column_has_are_refused_at_once(tmp_path: Path) -> None:
-    from tests.batch.doubles import write_manifest
-
     (tmp_path / "data").mkdir()
     columns = {"image": [picture()], "prompt": ["a"]}
     write_manifest(tmp_path / "data" / "a.parquet", columns)
@@ -171,8 +185,6 @@ def test_sizes_and_masks_that_no_column_has_are_refused_at_once(tmp_path: Path) 
 
 
 def test_a_picture_that_is_not_what_its_row_says_is_rejected(tmp_path: Path) -> None:
-    from tests.batch.doubles import write_manifest
-
     columns = {
         "image": [picture(64, 64)] * 2, "prompt": ["a"] * 2, "key": ["right", "wrong"],
         "image_width": [64, 32], "image_height": [64, 32],
