@@ -75,7 +75,9 @@ def running_head() -> Iterator[Head]:
             finally:
                 head.send_signal(signal.SIGTERM)  # it ends its processes
                 try:
-                    head.wait(90)  # where ranks have trained an actor of Ray's stays, and is waited for
+                    head.wait(
+                        90
+                    )  # where ranks have trained an actor of Ray's stays, and is waited for
                 finally:
                     os.killpg(head.pid, signal.SIGKILL) if head.poll() is None else None
 
