@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from batch.errors import JobError
+from batch.errors import JobError, PictureError
 from batch.manifest import Manifest
 from batch.targets.copy import local
 from batch.targets.dataset import Part, TargetDataset
@@ -35,6 +36,8 @@ HELD: dict[str, tuple[Part, ...]] = {  # by kind, beside tensors and text
     "path": ("noise", "states"),
     "velocity": ("noise",),
 }
+
+logger = logging.getLogger(__name__)
 
 Encode = Callable[[Tensor], Tensor]  # a picture's pixels (3, H, W) into its latent (Z, h, w)
 
@@ -187,6 +190,7 @@ class PictureSource:
         self._encode = encode
         self._kept: Kept[int, Material] = Kept(room)
         self._lock = threading.Lock()
+        self._broken: set[int] = set()  # rows whose pictures turned out not to be decodable
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -208,10 +212,32 @@ class PictureSource:
         return list(keys)
 
     def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
-        plain = self._kept.get(row) or self._made(row)
+        plain = self._readable(row)
         told = captions.told(plain.caption, dropped=dropped)
         text = self.texts[told, self.length]
         return replace(plain, caption=told, t5_TW=text.t5.float(), pooled_P=text.clip.float())
+
+    def _readable(self, row: int) -> Material:
+        """Of the row, or, where its picture cannot be decoded, of the next one of its size that
+        can: whoever asks, and whenever, is given the same. JobError if there is none."""
+        for number in self._from(row):
+            if number in self._broken:
+                continue
+            try:
+                return self._kept.get(number) or self._made(number)
+            except PictureError as error:
+                if number not in self._broken:
+                    logger.warning("row passed over", extra={"why": str(error)})
+                self._broken.add(number)
+        raise JobError(f"{self.address}: no picture of the size of row {row} can be decoded")
+
+    def _from(self, row: int) -> Iterator[int]:
+        """The rows of a row's size, it first."""
+        yield row
+        for rows in self.rows.buckets().values():
+            place = int(np.searchsorted(rows, row))
+            if place < len(rows) and rows[place] == row:
+                yield from (int(n) for n in (*rows[place + 1 :], *rows[:place]))
 
     def _made(self, row: int) -> Material:
         """What the row has whatever it is told."""

@@ -128,3 +128,25 @@ def test_sizes_are_those_of_the_pictures(tmp_path: Path) -> None:
         (64, 64): 2,
         (64, 96): 2,
     }
+
+
+def test_the_next_row_of_its_size_stands_in_for_a_picture_that_cannot_be_decoded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = [picture(64, 64, i) for i in range(4)]
+    cut = {"bytes": whole[1]["bytes"][:-60], "path": None}
+    sizes = {"image_width": [64] * 4, "image_height": [64] * 4}  # so that nobody looks before
+    table = write_table(tmp_path / "rows", image=[whole[0], cut, cut, whole[3]], **sizes)
+    worker = TrainWorker(lesson(tmp_path / "out", table))
+    worker.setup()
+    (course,) = worker.curriculum.courses
+    made = [course.source.material(row, course.captions, dropped=False) for row in range(4)]
+    assert [one.caption for one in made] == [
+        "a large red circle", "a green star", "a green star", "a green star",
+    ]  # fmt: skip
+    warned = [record for record in caplog.records if record.message == "row passed over"]
+    assert ["row 1" in record.why for record in warned] == [True, False]  # type: ignore[attr-defined]
+    assert "row 2" in warned[1].why  # type: ignore[attr-defined]
+    bad = write_table(tmp_path / "bad", image=[cut] * 4, **sizes)
+    with pytest.raises(JobError, match=r"no picture of the size of row \d can be decoded"):
+        checked(lesson(tmp_path / "out2", bad))
