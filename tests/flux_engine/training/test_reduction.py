@@ -62,18 +62,22 @@ def rank_of(rank: int, world: int, port: int, kind: str, out: str) -> None:
 def ran(kind: str, world: int, folder: Path) -> list[dict[str, object]]:
     args = (world, free_port(), kind, str(folder))
     multiprocessing.spawn(rank_of, args=args, nprocs=world)
-    return [json.loads((folder / f"{kind}-{world}-{rank}.json").read_text()) for rank in range(2)]
+    told = [folder / f"{kind}-{world}-{rank}.json" for rank in range(world)]
+    return [json.loads(file.read_text()) for file in told]
 
 
-def test_gradients_in_order_are_the_same_bits_for_one_rank_and_for_several(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [2, 4])
+def test_gradients_in_order_are_the_same_bits_for_one_rank_and_for_several(
+    tmp_path: Path, world: int
+) -> None:
     alone = parameters()
     gradients(Alone(), alone)
     wanted = [p.grad.tolist() for p in alone if p.grad is not None]
-    first, second = ran("ordered", 2, tmp_path)
-    assert first["grads"] == second["grads"] == wanted
-    assert first["gathered"] == second["gathered"] == [0.0, 1.0, 2.0, 3.0]
-    assert first["names"] == ["row of 0", "row of 1"]
-    assert first["any"] == [True, False]
+    for told in ran("ordered", world, tmp_path):
+        assert told["grads"] == wanted
+        assert told["gathered"] == [0.0, 1.0, 2.0, 3.0]
+        assert told["names"] == [f"row of {rank}" for rank in range(world)]
+        assert told["any"] == [True, False]
 
 
 def test_gradients_that_are_summed_differ_by_rounding_alone(tmp_path: Path) -> None:
