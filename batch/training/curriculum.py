@@ -121,7 +121,7 @@ def opened(
     unchecked: list[str] = []
     if is_targets(dataset.path):
         source = TargetSource(
-            dataset.path, texts=texts, extra_inputs=job.extra_inputs, mask=dataset.mask
+            dataset.path, texts=texts, extra_inputs=job.extra_inputs, mask=job.masked(dataset)
         )
         unchecked = parts.refuse_strangers(source.encoded_by(), dataset.path)
         if unchecked:

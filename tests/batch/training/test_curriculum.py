@@ -54,6 +54,19 @@ def test_datasets_that_a_task_cannot_learn_from_are_refused(
         checked(lesson(tmp_path / "out", table, batch_size=5))
 
 
+@pytest.mark.parametrize("how", ["data_file_keys", "mask"])
+def test_targets_without_masks_are_refused_however_masks_are_asked_for(
+    how: str, tmp_path: Path, targets: Targets
+) -> None:
+    path = str(targets("cache"))
+    values = {
+        "data_file_keys": {"data_file_keys": "image,mask"},
+        "mask": {"datasets": [{"path": path, "mask": True}]},
+    }[how]
+    with pytest.raises(JobError, match="mask is asked for, and its rows have none"):
+        checked(lesson(tmp_path / "out", targets("cache"), **values))
+
+
 def test_one_dataset_twice_has_two_names(tmp_path: Path, targets: Targets) -> None:
     path = str(targets("cache"))
     curriculum = checked(lesson(tmp_path, targets("cache"), datasets=[path, path]))
