@@ -12,7 +12,17 @@ from schemas.engine import ModelEntry
 from schemas.learning import Broken, Loss, OptimizerConfig, RateSchedule, Timesteps, changed
 from schemas.mapped import Count, flatten
 from schemas.sampling import Prompt, Sampling, Seed, Side
-from schemas.task import DRAWN, EXTRA_INPUTS, GUIDED, Share, Task, Told, TrainDataset, check_range
+from schemas.task import (
+    DRAWN,
+    EXTRA_INPUTS,
+    GUIDED,
+    TAKERS,
+    Share,
+    Task,
+    Told,
+    TrainDataset,
+    check_range,
+)
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
 Alpha = Annotated[FiniteFloat, Field(gt=0.0)]
@@ -261,15 +271,42 @@ class TrainJob(Schema):
                     f"{name}: of no effect with task {', '.join(sorted(set(tasks)))}; it is for "
                     f"{', '.join(sorted(users))}"
                 )
+        taken = {name for dataset in self.datasets for name in self.extra_of(dataset)}
+        for name in self.extra_inputs:
+            if name not in taken:
+                raise ValueError(
+                    f"extra_inputs {name}: of no effect with task {', '.join(sorted(set(tasks)))}"
+                    f"{self._instead(name)}; it is for {', '.join(sorted(TAKERS[name]))}"
+                )
         return self
+
+    def _instead(self, name: str) -> str:
+        """Which other setting says what rows would."""
+        said = {"embedded_guidance": "embedded_guidance", "num_inference_steps": "student_steps"}
+        of_task = any(self.task_of(dataset) in TAKERS[name] for dataset in self.datasets)
+        return f", where {said[name]} is given" if of_task else ""
 
     def task_of(self, dataset: TrainDataset) -> Task:
         return dataset.task or self.task
 
     def guidance_of(self, dataset: TrainDataset) -> Told | None:
         """None: as the task has it."""
+        if "embedded_guidance" in self.extra_of(dataset):
+            return "row"
+        return self._guidance_told(dataset)
+
+    def _guidance_told(self, dataset: TrainDataset) -> Told | None:
         told = dataset.embedded_guidance
         return self.embedded_guidance if told is None else told
+
+    def extra_of(self, dataset: TrainDataset) -> tuple[str, ...]:
+        """The extra inputs that decide what is learned from its rows."""
+        idle = {name for name in self.extra_inputs if self.task_of(dataset) not in TAKERS[name]}
+        if dataset.student_steps is not None:
+            idle.add("num_inference_steps")
+        if self._guidance_told(dataset) not in (None, "row"):
+            idle.add("embedded_guidance")
+        return tuple(name for name in self.extra_inputs if name not in idle)
 
     def repeat_of(self, dataset: TrainDataset) -> int:
         return dataset.dataset_repeat or self.dataset_repeat
