@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from batch.targets.text import Told
 from batch.training.curriculum import Curriculum
+from batch.training.idle import refuse_idle
 from batch.training.learner import options_of, preset_of, trained_on
 from batch.training.models import ModelParts
 from flux_engine.encode import TextKey
@@ -56,6 +57,7 @@ def checked(job: TrainJob) -> Curriculum:
     assert isinstance(dit, FluxTransformer)
     curriculum = Curriculum(job, parts, BlankTexts(dit), BlankEncoder(shapes.get("vae")))
     needed(job, curriculum)
+    refuse_idle(job, curriculum, dit.spec)
     for course in curriculum.courses:
         for reject in course.source.rejects():
             logger.warning("row left out", extra={"row": reject.where, "why": reject.reason})

@@ -79,6 +79,15 @@ class TargetSource:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def has_moments(self) -> bool:
+        return "moments" in self.dataset.names
+
+    @property
+    def guidances(self) -> tuple[float, ...]:
+        """Values that its teacher was asked with for each row; none where rows say their own."""
+        return tuple(self.dataset.identity["target"].get("guidance", ()))
+
     def buckets(self) -> dict[Bucket, np.ndarray]:
         return self.dataset.buckets()
 
