@@ -333,10 +333,18 @@ class TrainJob(Schema):
 
     def recipe(self) -> dict[str, Any]:
         """Every setting that changes what is learned, flat, by its path in the file."""
+        ends = ENDS if self.lr_schedule.kind == "constant" else ()  # a longer run begins the same
+        left_out = (*PLACES, *MEANS, *RESULTS, *ends)
+        return {k: v for k, v in self._flat().items() if not k.startswith(left_out)}
+
+    def asked(self) -> dict[str, Any]:
+        """Every setting but those of how it is computed: jobs that differ here are two."""
+        return {k: v for k, v in self._flat().items() if not k.startswith(MEANS)}
+
+    def _flat(self) -> dict[str, Any]:
         out: dict[str, Any] = {}
         flatten(self.model_dump(mode="json"), "", out)
-        ends = ENDS if self.lr_schedule.kind == "constant" else ()  # a longer run begins the same
-        return {k: v for k, v in out.items() if not k.startswith((*NOT_LEARNED, *ends))}
+        return out
 
 
 LISTS = {
@@ -348,11 +356,14 @@ LORA_ONLY = {
     "lora_checkpoint", "lora_layout",
 }  # fmt: skip
 ENDS = ("num_epochs", "max_steps")
-NOT_LEARNED = (
-    "output_path", "model", "dataset_num_workers", "device", "workers", "max_failures",
-    "save_steps", "checkpoint_steps", "keep_checkpoints", "sample_", "sampling", "lora_layout",
-    "save_dtype", "align_to_opensource_format", "remove_prefix_in_ckpt", "picture_roots",
-    "use_gradient_checkpointing", "find_unused_parameters", "nan",
+PLACES = ("output_path", "model", "picture_roots")
+MEANS = (
+    "dataset_num_workers", "device", "workers", "max_failures", "checkpoint_steps",
+    "keep_checkpoints", "use_gradient_checkpointing", "find_unused_parameters", "nan",
+)  # fmt: skip
+RESULTS = (
+    "save_steps", "sample_", "sampling", "lora_layout", "save_dtype",
+    "align_to_opensource_format", "remove_prefix_in_ckpt",
 )  # fmt: skip
 
 
