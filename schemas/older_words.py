@@ -26,6 +26,8 @@ def in_our_words(values: Any) -> Any:
         values["datasets"] = [
             {"path": one} if isinstance(one, str) else one for one in values["datasets"]
         ]
+    if values.get("lora_target_modules") == "":
+        values["lora_target_modules"] = ["auto"]  # the automatic mode there
     for name in LISTS.intersection(values):
         if isinstance(values[name], str):
             values[name] = [one.strip() for one in values[name].split(",") if one.strip()]
