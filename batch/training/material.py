@@ -145,7 +145,7 @@ class TargetSource:
             t=record.t,
             guidances=record.guidances,
             mask_1HW=tensors.get("mask") if self.mask else None,
-            **(values | inputs(self.extra, recorded | NOISE | found.carried, where)),
+            **(values | inputs(self.extra, {**recorded, **NOISE, **found.carried}, where)),
         )
 
     def rejects(self) -> list[Reject]:
