@@ -121,7 +121,10 @@ def opened(
     unchecked: list[str] = []
     if is_targets(dataset.path):
         source = TargetSource(
-            dataset.path, texts=texts, extra_inputs=job.extra_inputs, mask=dataset.mask
+            dataset.path,
+            texts=texts,
+            extra_inputs=job.extra_of(dataset),
+            mask=job.masked(dataset),
         )
         unchecked = parts.refuse_strangers(source.encoded_by(), dataset.path)
         if unchecked:
@@ -172,6 +175,6 @@ def picture_source(
         texts=texts,
         length=length,
         encode=encode,
-        extra_inputs=job.extra_inputs,
+        extra_inputs=job.extra_of(dataset),
         mask=masked,
     )

@@ -14,7 +14,7 @@ from batch.run import check_nodes
 from batch.training.checkpoint import Checkpoints
 from batch.training.curriculum import Curriculum
 from batch.training.recipe import recipe_of
-from batch.training.results import finished_at
+from batch.training.results import finished_at, unlike
 from batch.training.worker import TrainWorker
 from schemas.training import TrainJob
 
@@ -42,6 +42,8 @@ def standing(job: TrainJob, curriculum: Curriculum) -> str:
     output = Output(job.output_path, "parquet")
     output.check(recipe_of(job, curriculum), ())
     steps = Checkpoints(output.storage).steps()
+    if finished_at(output.storage) >= curriculum.stream.steps:
+        unlike(output.storage, job)
     done = max([finished_at(output.storage), *steps])
     return f"{done} of {curriculum.stream.steps} steps are done in {job.output_path}"
 
@@ -57,12 +59,12 @@ def train(
     output = Output(job.output_path, "parquet")
     output.claim(recipe_of(job, curriculum))
     output.storage.sweep()
-    output.storage.replace(f"{RUN}/job.json", to_json(job.model_dump(mode="json")))
     steps = curriculum.stream.steps
+    if finished_at(output.storage) >= steps and not unlike(output.storage, job):
+        return TrainReport(steps, steps, steps)
+    output.storage.replace(f"{RUN}/job.json", to_json(job.model_dump(mode="json")))
     checkpoints = Checkpoints(output.storage)
     resumed = max(checkpoints.steps(), default=0)
-    if finished_at(output.storage) >= steps:
-        return TrainReport(steps, steps, steps)
     count = workers_of(job, start_if_asked := Starter(start))
     if count == "local":
         worker = TrainWorker(job)

@@ -37,13 +37,49 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data_file_keys": "image,kontext_images"}, "no objective here takes other pictures"),
     ({"datasets": ["a"]}, "give dataset or datasets, not both"),
     ({"dataset": None, "datasets": [{"path": "a", "weight": 1}, "b"]}, "weight: give one to every"),
+    ({"dataset_repeat": 50, "max_steps": 4}, "dataset_repeat: of no effect with max_steps"),
+    (
+        {
+            "dataset": None,
+            "datasets": [
+                {"path": "a", "weight": 1, "dataset_repeat": 2},
+                {"path": "b", "weight": 1, "dataset_repeat": 3},
+            ],
+        },
+        "b: dataset_repeat: of no effect with weight",
+    ),
     ({"dataset": None}, "datasets: is missing"),
     ({"sample_steps": 5}, "sample_steps goes with sample_prompts"),
+    (
+        {"sample_prompts": ["a"], "sampling": {"seed": 5}},
+        "sampling.seed: of no effect; the noise is of sample_seed",
+    ),
     ({"model": None}, "there is none of them"),
     ({"model_paths": ["a.safetensors"]}, "give model, or model_paths"),
     ({"model": None, "model_id_with_origin_paths": "a/b"}, "write it as owner/name:pattern"),
     ({"task": "kd", "timesteps": {"kind": "uniform"}}, "timesteps: of no effect with task kd"),
     ({"task": "kd", "embedded_guidance": 3.0}, "embedded_guidance: of no effect with task kd"),
+    ({"extra_inputs": "seed"}, "extra_inputs seed: of no effect with task sft; it is for direct_"),
+    (
+        {"extra_inputs": "noise_scale", "task": "reflow"},
+        "extra_inputs noise_scale: of no effect with task reflow; it is for prior, sft",
+    ),
+    (
+        {"extra_inputs": "min_timestep_boundary", "task": "direct_distill"},
+        "extra_inputs min_timestep_boundary: of no effect with task direct_distill",
+    ),
+    (
+        {"extra_inputs": "embedded_guidance", "embedded_guidance": 2.0},
+        "with task sft, where embedded_guidance is given; it is for",
+    ),
+    (
+        {
+            "dataset": {"path": "rows", "student_steps": 4},
+            "task": "direct_distill",
+            "extra_inputs": "seed,num_inference_steps",
+        },
+        "extra_inputs num_inference_steps: of no effect with task direct_distill, where student_",
+    ),
     ({"model_paths": "[1", "model": None}, "is no JSON list"),
     ({"output_path": "s3://key:word@bucket/a"}, "has credentials in it"),
 ]
@@ -62,7 +98,7 @@ def test_the_words_of_the_existing_trainer_are_understood() -> None:
         model_paths='["dit.safetensors", ["t5-1.safetensors", "t5-2.safetensors"]]',
         model_id_with_origin_paths="owner/name:ae.safetensors,owner/name:text_encoder/*",
         data_file_keys="image,mask",
-        extra_inputs="seed, rand_device",
+        extra_inputs="noise_scale, embedded_guidance",
         lora_target_modules="a_to_qkv,b_to_qkv",
         task="sft:train",
         remove_prefix_in_ckpt="pipe.dit.",
@@ -72,7 +108,7 @@ def test_the_words_of_the_existing_trainer_are_understood() -> None:
     )
     assert job.model_paths[1] == ("t5-1.safetensors", "t5-2.safetensors")
     assert job.model_id_with_origin_paths[1] == "owner/name:text_encoder/*"
-    assert job.extra_inputs == ("seed", "rand_device")
+    assert job.extra_inputs == ("noise_scale", "embedded_guidance")
     assert job.layout == "kohya"
 
 
@@ -96,6 +132,28 @@ def test_datasets_take_what_the_job_says_unless_they_say_it() -> None:
     assert job.weights is None
     weighed = [{"path": "a", "weight": 0.1}, {"path": "b", "weight": 1}]
     assert parsed(dataset=None, datasets=weighed).weights == (Fraction(1, 10), Fraction(1))
+
+
+def test_extra_inputs_are_read_where_a_task_takes_them() -> None:
+    job = parsed(
+        dataset=None,
+        datasets=[{"path": "a", "task": "direct_distill"}, {"path": "b", "task": "prior"},
+                  {"path": "c", "task": "kd"}],
+        extra_inputs="seed,num_inference_steps,noise_scale,embedded_guidance",
+    )  # fmt: skip
+    direct, prior, kd = job.datasets
+    assert job.extra_of(direct) == ("seed", "num_inference_steps", "embedded_guidance")
+    assert job.extra_of(prior) == ("noise_scale", "embedded_guidance")
+    assert job.extra_of(kd) == ()
+    assert [job.guidance_of(dataset) for dataset in job.datasets] == ["row", "row", None]
+
+
+def test_repeats_are_shares_or_the_end_of_an_epoch() -> None:
+    told = [{"path": "a", "dataset_repeat": 2}, {"path": "b"}]
+    assert parsed(dataset=None, datasets=told, max_steps=5).max_steps == 5
+    assert parsed(dataset=None, datasets=told).repeat_of(parsed().datasets[0]) == 1
+    weighed = [{"path": "a", "weight": 1, "dataset_repeat": 2}, {"path": "b", "weight": 3}]
+    assert parsed(dataset=None, datasets=weighed, num_epochs=2).num_epochs == 2
 
 
 def test_where_and_how_fast_is_no_part_of_the_recipe() -> None:
