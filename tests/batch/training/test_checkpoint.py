@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from batch.errors import OutputError
 from batch.storage import Storage
 from batch.training.checkpoint import COMPLETE, FOLDER, Checkpoint, Checkpoints, folder_of
+from flux_engine.training.optimizer import make_optimizer, restore_state, state_of
 from flux_engine.training.stepper import TrainingState
 from tests.batch.s3 import CREDENTIALS, serving
 
@@ -116,3 +118,26 @@ def test_what_a_fallen_writer_left_is_not_in_the_way(tmp_path: Path) -> None:
     (tmp_path / FOLDER / "elsewhere").mkdir(parents=True)
     Checkpoints(storage).write(made(2))
     assert Checkpoints(storage).steps() == [2]
+
+
+def test_the_state_of_an_optimizer_in_eight_bits_goes_through_a_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    held = {name: nn.Parameter(torch.randn(64, 128)) for name in ("a", "b")}
+
+    def optimizer() -> torch.optim.Optimizer:
+        return make_optimizer("adamw8bit", held, rate=1e-3, weight_decay=0.0)
+
+    first = optimizer()
+    for parameter in held.values():
+        parameter.grad = torch.ones_like(parameter)
+    first.step()
+    tensors, told = state_of(first, held)
+    checkpoints = Checkpoints(Storage(str(tmp_path)))
+    checkpoints.write(Checkpoint(1, TrainingState(dict(held), tensors, {}, told), {}))
+    found = checkpoints.latest()
+    assert found is not None
+    second = optimizer()
+    restore_state(second, held, found.state.optimizer, found.state.told)
+    again, _ = state_of(second, held)
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
