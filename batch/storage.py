@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -154,7 +155,11 @@ class Storage:
             return
         for attempt in folder.iterdir():
             try:
-                if time.time() - attempt.stat().st_mtime > STALE_S:
+                if time.time() - attempt.stat().st_mtime <= STALE_S:
+                    continue
+                if attempt.is_dir() and not attempt.is_symlink():  # a checkpoint's, a model's
+                    shutil.rmtree(attempt)
+                else:
                     attempt.unlink()
             except FileNotFoundError:  # another run sweeps, too
                 continue

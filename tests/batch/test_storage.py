@@ -55,8 +55,13 @@ def test_only_old_attempts_are_swept(tmp_path: Path) -> None:
     (folder / "old.part").write_bytes(b"")
     old = time.time() - STALE_S - 60
     os.utime(folder / "old.part", (old, old))
+    for name in ("old", "new"):  # of checkpoints
+        (folder / name / "part").mkdir(parents=True)
+        (folder / name / "part" / "state.json").write_bytes(b"{}")
+    os.utime(folder / "old", (old, old))
     storage.sweep()
     assert storage.names(ATTEMPTS) == ["new.part"]
+    assert storage.folders(ATTEMPTS) == ["new"]
 
 
 def test_folders_are_listed_apart_from_files(tmp_path: Path) -> None:
