@@ -5,6 +5,7 @@ BatchError
 ├── ManifestError    the manifest is not usable: nothing is started
 ├── OutputError      the output belongs to another recipe or manifest: nothing is started
 ├── PictureError     a row's picture cannot be had: the row is rejected
+│   └── PictureDown  its place does not answer: it may be had later
 ├── CaptionError     a row's caption cannot be had: the row is rejected
 ├── LoraError        a row's LoRA cannot be had: the row is rejected
 ├── TargetsError     a folder is no whole dataset of targets, or a row of it is not as written
@@ -34,6 +35,11 @@ class OutputError(BatchError):
 
 class PictureError(BatchError):
     """One row's picture is missing, unreadable, too large, or outside the allowed folders."""
+
+
+class PictureDown(PictureError):
+    """A place that does not answer, or not to the end, after its tries: that says nothing of the
+    row, and asking later may."""
 
 
 class CaptionError(BatchError):

@@ -121,7 +121,11 @@ def opened(
     unchecked: list[str] = []
     if is_targets(dataset.path):
         source = TargetSource(
-            dataset.path, texts=texts, extra_inputs=job.extra_inputs, mask=dataset.mask
+            dataset.path,
+            texts=texts,
+            extra_inputs=job.extra_inputs,
+            needed=needed(job, dataset),
+            mask=dataset.mask,
         )
         unchecked = parts.refuse_strangers(source.encoded_by(), dataset.path)
         if unchecked:
@@ -131,6 +135,12 @@ def opened(
             )
     else:
         source = picture_source(job, dataset, texts, encode)
+    if not source.buckets():
+        first = source.rejects()[0]
+        raise JobError(
+            f"{dataset.path}: none of its {len(source)} rows can be read, as {first.where}: "
+            f"{first.reason}"
+        )
     objective = objective_of(job, dataset, timestep_shift=parts.timestep_shift)
     check_kind(objective, source.kind, task, dataset.path)
     batches = BucketBatches(source, job.batch_size, job.seed, drop_small=dataset.drop_small_buckets)
@@ -160,9 +170,10 @@ def picture_source(
         prompt_column=dataset.prompt_column,
         leave_out=dataset.leave_out,
         picture_roots=job.picture_roots,
+        masked=masked,
+        extra_inputs=job.extra_inputs,
+        needed=needed(job, dataset),
     )
-    if not rows.buckets():
-        raise JobError(f"{dataset.path}: none of its {len(rows)} rows can be read")
     length = job.sampling.t5_sequence_length
     assert length is not None
     return PictureSource(
@@ -175,3 +186,11 @@ def picture_source(
         extra_inputs=job.extra_inputs,
         mask=masked,
     )
+
+
+def needed(job: TrainJob, dataset: TrainDataset) -> list[str]:
+    """The further inputs of the job's that no row of a dataset may lack."""
+    names = {"embedded_guidance"} if job.guidance_of(dataset) == "row" else set()
+    if job.task_of(dataset).startswith("direct_distill"):
+        names |= {"seed"} if dataset.student_steps else {"seed", "num_inference_steps"}
+    return [name for name in job.extra_inputs if name in names]
