@@ -91,10 +91,10 @@ def fetch(url: SplitResult) -> tuple[http.client.HTTPResponse, bytes]:
     try:
         target = (url.path or "/") + (f"?{url.query}" if url.query else "")
         connection.request("GET", target, headers={"User-Agent": "fluxmill", "Accept": "image/*"})
-        answer = connection.getresponse()
         data = b""
-        if answer.status == http.client.OK:
-            data = body(answer, shown(url.geturl()))
+        with connection.getresponse() as answer:
+            if answer.status == http.client.OK:
+                data = body(answer, shown(url.geturl()))
     except http.client.InvalidURL as error:
         raise PictureError(f"{shown(url.geturl())}: {type(error).__name__}") from None
     except http.client.HTTPException as error:
