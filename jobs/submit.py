@@ -111,7 +111,8 @@ def submission_of(job: Job | TrainJob, config: Path, changes: list[str], tick: s
     elif not absolute(job.manifest) and not Path(job.manifest).resolve().is_relative_to(here):
         raise SchemaError(f"manifest {job.manifest}: lies outside {here}; give an absolute path")
     files = manifest_files(job)
-    identity = digest([job.recipe(), rows_of(job), output, files])[:12]
+    told = job.asked() if isinstance(job, TrainJob) else job.recipe()
+    identity = digest([told, rows_of(job), output, files])[:12]
     slug = re.sub(r"[^a-z0-9]+", "-", name_of(output).lower()).strip("-")[:40]
     parts = ["fluxmill", slug, identity, re.sub(r"[^A-Za-z0-9]+", "-", tick).strip("-")]
     modules = {DistillJob: "jobs.distill", IngestJob: "jobs.ingest", TrainJob: "jobs.train"}

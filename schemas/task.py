@@ -21,7 +21,18 @@ EXTRA_INPUTS = (
     "min_timestep_boundary", "max_timestep_boundary", "noise_scale",
 )  # fmt: skip
 DRAWN = {"sft", "sft:train", "prior", "reflow"}  # tasks that draw noise levels
-GUIDED = DRAWN | {"direct_distill", "direct_distill:train", "jump", "x0", "kd_w"}
+DIRECT = {"direct_distill", "direct_distill:train"}
+GUIDED = DRAWN | DIRECT | {"jump", "x0", "kd_w"}
+TAKERS = {  # of each extra input
+    "seed": DIRECT,
+    "rand_device": DIRECT,
+    "num_inference_steps": DIRECT,
+    "cfg_scale": DIRECT,
+    "embedded_guidance": GUIDED - {"kd_w"},
+    "min_timestep_boundary": DRAWN,
+    "max_timestep_boundary": DRAWN,
+    "noise_scale": DRAWN - {"reflow"},
+}
 OPTIONS = {  # what a task knows beside all that every dataset has
     "sft": {"posterior_mean"},
     "jump": {"student_steps"},

@@ -12,7 +12,17 @@ from schemas.engine import ModelEntry
 from schemas.learning import Broken, Loss, OptimizerConfig, RateSchedule, Timesteps, changed
 from schemas.mapped import Count, flatten
 from schemas.sampling import Prompt, Sampling, Seed, Side
-from schemas.task import DRAWN, EXTRA_INPUTS, GUIDED, Share, Task, Told, TrainDataset, check_range
+from schemas.task import (
+    DRAWN,
+    EXTRA_INPUTS,
+    GUIDED,
+    TAKERS,
+    Share,
+    Task,
+    Told,
+    TrainDataset,
+    check_range,
+)
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
 Alpha = Annotated[FiniteFloat, Field(gt=0.0)]
@@ -261,15 +271,42 @@ class TrainJob(Schema):
                     f"{name}: of no effect with task {', '.join(sorted(set(tasks)))}; it is for "
                     f"{', '.join(sorted(users))}"
                 )
+        taken = {name for dataset in self.datasets for name in self.extra_of(dataset)}
+        for name in self.extra_inputs:
+            if name not in taken:
+                raise ValueError(
+                    f"extra_inputs {name}: of no effect with task {', '.join(sorted(set(tasks)))}"
+                    f"{self._instead(name)}; it is for {', '.join(sorted(TAKERS[name]))}"
+                )
         return self
+
+    def _instead(self, name: str) -> str:
+        """Which other setting says what rows would."""
+        said = {"embedded_guidance": "embedded_guidance", "num_inference_steps": "student_steps"}
+        of_task = any(self.task_of(dataset) in TAKERS[name] for dataset in self.datasets)
+        return f", where {said[name]} is given" if of_task else ""
 
     def task_of(self, dataset: TrainDataset) -> Task:
         return dataset.task or self.task
 
     def guidance_of(self, dataset: TrainDataset) -> Told | None:
         """None: as the task has it."""
+        if "embedded_guidance" in self.extra_of(dataset):
+            return "row"
+        return self._guidance_told(dataset)
+
+    def _guidance_told(self, dataset: TrainDataset) -> Told | None:
         told = dataset.embedded_guidance
         return self.embedded_guidance if told is None else told
+
+    def extra_of(self, dataset: TrainDataset) -> tuple[str, ...]:
+        """The extra inputs that decide what is learned from its rows."""
+        idle = {name for name in self.extra_inputs if self.task_of(dataset) not in TAKERS[name]}
+        if dataset.student_steps is not None:
+            idle.add("num_inference_steps")
+        if self._guidance_told(dataset) not in (None, "row"):
+            idle.add("embedded_guidance")
+        return tuple(name for name in self.extra_inputs if name not in idle)
 
     def repeat_of(self, dataset: TrainDataset) -> int:
         return dataset.dataset_repeat or self.dataset_repeat
@@ -296,10 +333,18 @@ class TrainJob(Schema):
 
     def recipe(self) -> dict[str, Any]:
         """Every setting that changes what is learned, flat, by its path in the file."""
+        ends = ENDS if self.lr_schedule.kind == "constant" else ()  # a longer run begins the same
+        left_out = (*PLACES, *MEANS, *RESULTS, *ends)
+        return {k: v for k, v in self._flat().items() if not k.startswith(left_out)}
+
+    def asked(self) -> dict[str, Any]:
+        """Every setting but those of how it is computed: jobs that differ here are two."""
+        return {k: v for k, v in self._flat().items() if not k.startswith(MEANS)}
+
+    def _flat(self) -> dict[str, Any]:
         out: dict[str, Any] = {}
         flatten(self.model_dump(mode="json"), "", out)
-        ends = ENDS if self.lr_schedule.kind == "constant" else ()  # a longer run begins the same
-        return {k: v for k, v in out.items() if not k.startswith((*NOT_LEARNED, *ends))}
+        return out
 
 
 LISTS = {
@@ -311,11 +356,14 @@ LORA_ONLY = {
     "lora_checkpoint", "lora_layout",
 }  # fmt: skip
 ENDS = ("num_epochs", "max_steps")
-NOT_LEARNED = (
-    "output_path", "model", "dataset_num_workers", "device", "workers", "max_failures",
-    "save_steps", "checkpoint_steps", "keep_checkpoints", "sample_", "sampling", "lora_layout",
-    "save_dtype", "align_to_opensource_format", "remove_prefix_in_ckpt", "picture_roots",
-    "use_gradient_checkpointing", "find_unused_parameters", "nan",
+PLACES = ("output_path", "model", "picture_roots")
+MEANS = (
+    "dataset_num_workers", "device", "workers", "max_failures", "checkpoint_steps",
+    "keep_checkpoints", "use_gradient_checkpointing", "find_unused_parameters", "nan",
+)  # fmt: skip
+RESULTS = (
+    "save_steps", "sample_", "sampling", "lora_layout", "save_dtype",
+    "align_to_opensource_format", "remove_prefix_in_ckpt",
 )  # fmt: skip
 
 

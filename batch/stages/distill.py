@@ -55,6 +55,7 @@ from schemas.targets import (
 logger = logging.getLogger(__name__)
 
 FAR_OFF = 0.1  # of a row that was asked about again: more than bfloat16 explains
+OWN = ("seed", "num_inference_steps", "embedded_guidance", "cfg_scale")
 Values = dict[str, Any]
 Found = tuple[Mapping[str, Tensor], Values]  # a row's tensors, and what is told of them
 
@@ -184,7 +185,7 @@ class DistillStage(GenerateStage):
         if isinstance(self.job.target, CacheTarget):
             name = "moments" if self.job.target.moments else "latent"
             for i, latent in latents.items():
-                yield asked[i], ({name: latent} | dict(asked[i].beside), {})
+                yield asked[i], ({name: latent} | dict(asked[i].beside), own(asked[i]))
             return
         yield from self._answers(asked, latents, listener)
 
@@ -367,6 +368,11 @@ def sample_id(wish: Wish) -> str:
 def drawn(name: str, share: float) -> bool:
     """Whether a row belongs to a share of all, by its name alone."""
     return derived(name, -2) < share * 2**63
+
+
+def own(asked: Asked) -> Values:
+    """What a picture's row itself says of how a student is to make it; None where it is silent."""
+    return {name: getattr(asked.wish.row.parsed, name) for name in OWN}
 
 
 def worn(asked: Asked, digests: Sequence[str]) -> tuple[LoraRecord, ...]:

@@ -120,7 +120,7 @@ def check_rows(
             faults.append(row)
             continue
         count += 1
-        noises += len(row.t_noise_seed) + (row.seed is not None)
+        noises += len(row.t_noise_seed) + (row.noise_hash is not None)
         if row.check_rel is not None:
             asked.append(row.check_rel)
         wrong = [*faults_of(row, dataset, texts)]

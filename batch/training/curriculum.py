@@ -123,9 +123,9 @@ def opened(
         source = TargetSource(
             dataset.path,
             texts=texts,
-            extra_inputs=job.extra_inputs,
+            extra_inputs=job.extra_of(dataset),
             needed=needed(job, dataset),
-            mask=dataset.mask,
+            mask=job.masked(dataset),
         )
         unchecked = parts.refuse_strangers(source.encoded_by(), dataset.path)
         if unchecked:
@@ -171,7 +171,7 @@ def picture_source(
         leave_out=dataset.leave_out,
         picture_roots=job.picture_roots,
         masked=masked,
-        extra_inputs=job.extra_inputs,
+        extra_inputs=job.extra_of(dataset),
         needed=needed(job, dataset),
     )
     length = job.sampling.t5_sequence_length
@@ -183,7 +183,7 @@ def picture_source(
         texts=texts,
         length=length,
         encode=encode,
-        extra_inputs=job.extra_inputs,
+        extra_inputs=job.extra_of(dataset),
         mask=masked,
     )
 
@@ -193,4 +193,4 @@ def needed(job: TrainJob, dataset: TrainDataset) -> list[str]:
     names = {"embedded_guidance"} if job.guidance_of(dataset) == "row" else set()
     if job.task_of(dataset).startswith("direct_distill"):
         names |= {"seed"} if dataset.student_steps else {"seed", "num_inference_steps"}
-    return [name for name in job.extra_inputs if name in names]
+    return [name for name in job.extra_of(dataset) if name in names]

@@ -4,16 +4,19 @@ Whatever a rank would refuse later has to be refused here, where no output is bo
 """
 
 import logging
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from batch.targets.text import Told
 from batch.training.curriculum import Curriculum
+from batch.training.idle import refuse_idle
 from batch.training.learner import options_of, preset_of, trained_on
 from batch.training.models import ModelParts
 from flux_engine.encode import TextKey
 from flux_engine.models.dit import FluxTransformer
+from flux_engine.models.text import load_tokenizer
 from flux_engine.models.vae import AutoEncoder
 from flux_engine.training.optimizer import make_optimizer
 from flux_engine.weights.lora.models import Models
@@ -56,6 +59,7 @@ def checked(job: TrainJob) -> Curriculum:
     assert isinstance(dit, FluxTransformer)
     curriculum = Curriculum(job, parts, BlankTexts(dit), BlankEncoder(shapes.get("vae")))
     needed(job, curriculum)
+    refuse_idle(job, curriculum, dit.spec)
     for course in curriculum.courses:
         for reject in course.source.rejects():
             logger.warning("row left out", extra={"row": reject.where, "why": reject.reason})
@@ -83,7 +87,7 @@ def checked(job: TrainJob) -> Curriculum:
 
 def needed(job: TrainJob, curriculum: Curriculum) -> None:
     """JobError if a part of the model is not among the job's files and rows or samples ask for
-    it."""
+    it; SourceError for a tokenizer that cannot be opened."""
     parts = curriculum.parts
     if curriculum.pictures:
         parts.need("vae", f"pictures ({', '.join(curriculum.names)}) are to be encoded")
@@ -93,3 +97,8 @@ def needed(job: TrainJob, curriculum: Curriculum) -> None:
         told = f"{len(wanted)} captions have no text, as {wanted[0][0]!r}"
         for role in ("clip", "t5"):
             parts.need(role, told)
+    folders = set(parts.tokenizers.values()) if wanted else set()
+    for given in (job.tokenizer_1_path, job.tokenizer_2_path):
+        folders |= {Path(given)} if given is not None else set()
+    for folder in sorted(folders):
+        load_tokenizer(folder)

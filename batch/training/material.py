@@ -32,6 +32,7 @@ CELL = 8  # pixels to the side of a latent cell
 ROOM = 2 * 2**30  # bytes of latents that are kept in memory
 TENSORS = ("latent", "moments", "u", "v_cond", "v_uncond", "mask")
 RECORDED = ("seed", "num_inference_steps", "embedded_guidance", "cfg_scale")
+NOISE = {"rand_device": "cpu"}  # of every target
 HELD: dict[str, tuple[Part, ...]] = {  # by kind, beside tensors and text
     "pair": ("noise",),
     "path": ("noise", "states"),
@@ -75,21 +76,21 @@ class TargetSource:
         if mask and "mask" not in names:
             raise JobError(f"{address}: mask is asked for, and its rows have none")
         self.extra = tuple(extra_inputs)
-        refuse_lost(self.extra, {*RECORDED, *self.dataset.told.carried}, address)
-        self._rejects = self._surveyed({*needed})
+        refuse_lost(self.extra, {*RECORDED, *NOISE, *self.dataset.told.carried}, address)
+        self._rejects = self._surveyed(tuple(needed))
         self._lock = threading.Lock()
 
-    def _surveyed(self, needed: set[str]) -> list[Reject]:
+    def _surveyed(self, needed: tuple[str, ...]) -> list[Reject]:
         """Rows whose further values cannot be taken."""
         out: list[Reject] = []
-        carried = [name for name in self.extra if name in self.dataset.told.carried]
-        wanted = dict.fromkeys([*carried, *(name for name in self.extra if name in needed)])
-        for file in self.dataset.told.files if wanted else ():
-            lines = pq.read_table(file.path, columns=["key", *wanted]).to_pylist()
+        there = {*RECORDED, *self.dataset.told.carried}
+        columns = ["key", *(name for name in self.extra if name in there)]
+        for file in self.dataset.told.files if self.extra else ():
+            lines = pq.read_table(file.path, columns=columns).to_pylist()
             for number, values in enumerate(lines, file.first):
                 where = self.dataset.where(number)
                 try:
-                    refuse_unusable(carried, [n for n in wanted if n in needed], values, where)
+                    refuse_unusable(self.extra, needed, NOISE | values, where)
                 except JobError as error:
                     why = str(error).removeprefix(f"{where}: ")
                     out.append(Reject(number, where, values["key"], why))
@@ -97,6 +98,15 @@ class TargetSource:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def has_moments(self) -> bool:
+        return "moments" in self.dataset.names
+
+    @property
+    def guidances(self) -> tuple[float, ...]:
+        """Values that its teacher was asked with for each row; none where rows say their own."""
+        return tuple(self.dataset.identity["target"].get("guidance", ()))
 
     def buckets(self) -> dict[Bucket, np.ndarray]:
         lost = [reject.number for reject in self._rejects]
@@ -136,10 +146,9 @@ class TargetSource:
         text = found.text if told == record.caption else self._own(told, length)
         text = text or self.texts[told, length]
         tensors = {name: tensor.float() for name, tensor in found.tensors.items()}
+        recorded = {name: getattr(record, name) for name in RECORDED}
         values: dict[str, Any] = {
-            "seed": record.seed,
-            "num_inference_steps": record.num_inference_steps,
-            "embedded_guidance": record.embedded_guidance,
+            name: recorded[name] for name in ("seed", "num_inference_steps", "embedded_guidance")
         }
         return Material(
             name=where,
@@ -158,7 +167,7 @@ class TargetSource:
             t=record.t,
             guidances=record.guidances,
             mask_1HW=tensors.get("mask") if self.mask else None,
-            **(values | inputs(self.extra, found.carried, where)),
+            **(values | inputs(self.extra, {**recorded, **NOISE, **found.carried}, where)),
         )
 
     def rejects(self) -> list[Reject]:

@@ -90,6 +90,22 @@ class ModelParts:
         told = {name: self.fingerprints.get(name, {}) for name in ("clip", "t5")}
         return {**told, "dtype": self.job.torch_dtype}
 
+    @cached_property
+    def tokenizers(self) -> dict[str, Path]:
+        """Their folders. JobError without text encoders, SourceError for one that is not there."""
+        for role in ("clip", "t5"):
+            self.need(role, "captions are to be encoded")
+        groups = [self.files["clip"], self.files["t5"]]
+        given = self.job.tokenizer_1_path, self.job.tokenizer_2_path
+        return {
+            name: tokenizer_folder(name, path, self.folder, groups)
+            for name, path in zip(("tokenizer", "tokenizer_2"), given, strict=True)
+        }
+
+    @property
+    def tokenizer_fingerprints(self) -> dict[str, dict[str, str]]:
+        return {name: fingerprint(files_in(folder)) for name, folder in self.tokenizers.items()}
+
     def shapes(self) -> dict[Role, nn.Module]:
         """The parts on paper: no tensor is read."""
         return on_paper(list(self.files.values()), axes=self.job.axes_dim)
@@ -118,19 +134,11 @@ class ModelParts:
         loaded = self._loaded("clip", "t5")
         assert loaded.clip is not None
         assert loaded.t5 is not None
-        groups = [self.files["clip"], self.files["t5"]]
-        folders = [
-            tokenizer_folder(name, given, self.folder, groups)
-            for name, given in (
-                ("tokenizer", self.job.tokenizer_1_path),
-                ("tokenizer_2", self.job.tokenizer_2_path),
-            )
-        ]
         return TextModels(
             loaded.clip.to(device),
-            load_tokenizer(folders[0]),
+            load_tokenizer(self.tokenizers["tokenizer"]),
             loaded.t5.to(device),
-            load_tokenizer(folders[1]),
+            load_tokenizer(self.tokenizers["tokenizer_2"]),
         )
 
     @property
@@ -170,6 +178,10 @@ class ModelParts:
                     f"({named(theirs)}) than the job has ({named(ours)})"
                 )
         return unchecked
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def named(files: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -93,6 +94,8 @@ NUMBERS = {
     "noise_scale": (0.0, math.inf),
 }
 FIXED = {"rand_device": "cpu", "cfg_scale": 1}
+WHOLE = re.compile(r"[+-]?\d{1,19}", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def inputs(names: Iterable[str], carried: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -104,11 +107,13 @@ def inputs(names: Iterable[str], carried: Mapping[str, Any], where: str) -> dict
         if value is None:
             continue
         if name in FIXED:
-            if value != FIXED[name]:
-                raise JobError(f"{where}: {name} is {value!r}; training takes {FIXED[name]!r} only")
+            wanted = FIXED[name]
+            if value != wanted and (isinstance(wanted, str) or number(value) != wanted):
+                raise JobError(f"{where}: {name} is {value!r}; training takes {wanted!r} only")
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if (found := number(value)) is None:
             raise JobError(f"{where}: {name} is {value!r}, and a number is wanted")
+        value = found
         if name in NUMBERS:
             low, high = NUMBERS[name]
             if not low <= value <= high:
@@ -116,13 +121,25 @@ def inputs(names: Iterable[str], carried: Mapping[str, Any], where: str) -> dict
             out[name] = float(value)
         else:
             least = 1 if name == "num_inference_steps" else 0
-            if value != int(value) or value < least:
-                raise JobError(f"{where}: {name} is {value}; allowed are integers from {least} on")
+            if value != int(value) or not least <= value < 2**63:
+                raise JobError(
+                    f"{where}: {name} is {value}; allowed are integers from {least} on, below 2**63"
+                )
             out[name] = int(value)
     low, high = (out.get(name, default) for name, default in BOUNDARIES.items())
     if low >= high:
         raise JobError(f"{where}: min_timestep_boundary {low} is not below the other, {high}")
     return out
+
+
+def number(value: Any) -> int | float | None:
+    """A number, or the one that a text is, as cells of a table are; None for anything else."""
+    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
+        text = value.strip()
+        value = int(text) if WHOLE.fullmatch(text) else float(text)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if isinstance(value, int) or math.isfinite(value) else None
 
 
 BOUNDARIES = {"min_timestep_boundary": 0.0, "max_timestep_boundary": 1.0}

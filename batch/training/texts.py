@@ -12,6 +12,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,28 @@ def cache() -> Path:
 
 
 class Texts:
-    """Texts by caption and length in T5 tokens. `encoders` says whose: weights and type."""
+    """Texts by caption and length in T5 tokens. `encoders` says whose: weights and type;
+    `tokenizers`, asked when the first text is, whose tokens."""
 
-    def __init__(self, encoders: Mapping[str, Any], folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, Any],
+        folder: Path | None = None,
+        *,
+        tokenizers: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
         self.encoders = dict(encoders)
-        told = json.dumps(self.encoders, sort_keys=True)
-        name = hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
-        self.folder = (folder or cache()) / name
+        self._tokenizers, self._place = tokenizers, folder
         self.encoded = 0  # captions that went through the encoders here
         self._table: TextTable | None = None
         self._lock = threading.Lock()
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the table of these encoders and tokenizers is."""
+        told = json.dumps([self.encoders, self._tokenizers()], sort_keys=True)
+        name = hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
+        return (self._place or cache()) / name
 
     def __getitem__(self, key: TextKey) -> Told:
         """TextError if it was never encoded."""
@@ -62,7 +75,7 @@ class Texts:
     ) -> None:
         """Have the table hold all of these; `load` is called if one is not there yet. One process
         of a host encodes, the others wait for it."""
-        if not self.missing(wanted):
+        if not wanted or not self.missing(wanted):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):

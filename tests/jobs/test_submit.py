@@ -148,6 +148,13 @@ def test_training_is_handed_in_once(config: Path) -> None:
     assert one.name.startswith("fluxmill-lora-")
     assert one.seen
     assert submission_of(cli.load_job(config, []), config, [], "").name != one.name
+    longer = {"max_steps": 7}
+    other = {"lora_layout": "kohya"}, {"save_dtype": "float32"}, {"sample_prompts": ("a",)}
+    for values in (longer, *other, {"model": "elsewhere"}):
+        changed = submission_of(asked.model_copy(update=values), config, [], "")
+        assert changed.name != one.name
+    same = asked.model_copy(update={"workers": 1, "checkpoint_steps": 5, "max_failures": 9})
+    assert submission_of(same, config, [], "").name == one.name
     with pytest.raises(SchemaError, match=r"dataset \.\./rows: lies outside"):
         submission_of(cli.load_job(config, ["dataset=../rows"]), config, [], "")
     with pytest.raises(SchemaError, match="output lora: is relative"):

@@ -44,6 +44,27 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": None, "model_id_with_origin_paths": "a/b"}, "write it as owner/name:pattern"),
     ({"task": "kd", "timesteps": {"kind": "uniform"}}, "timesteps: of no effect with task kd"),
     ({"task": "kd", "embedded_guidance": 3.0}, "embedded_guidance: of no effect with task kd"),
+    ({"extra_inputs": "seed"}, "extra_inputs seed: of no effect with task sft; it is for direct_"),
+    (
+        {"extra_inputs": "noise_scale", "task": "reflow"},
+        "extra_inputs noise_scale: of no effect with task reflow; it is for prior, sft",
+    ),
+    (
+        {"extra_inputs": "min_timestep_boundary", "task": "direct_distill"},
+        "extra_inputs min_timestep_boundary: of no effect with task direct_distill",
+    ),
+    (
+        {"extra_inputs": "embedded_guidance", "embedded_guidance": 2.0},
+        "with task sft, where embedded_guidance is given; it is for",
+    ),
+    (
+        {
+            "dataset": {"path": "rows", "student_steps": 4},
+            "task": "direct_distill",
+            "extra_inputs": "seed,num_inference_steps",
+        },
+        "extra_inputs num_inference_steps: of no effect with task direct_distill, where student_",
+    ),
     ({"model_paths": "[1", "model": None}, "is no JSON list"),
     ({"output_path": "s3://key:word@bucket/a"}, "has credentials in it"),
 ]
@@ -62,7 +83,7 @@ def test_the_words_of_the_existing_trainer_are_understood() -> None:
         model_paths='["dit.safetensors", ["t5-1.safetensors", "t5-2.safetensors"]]',
         model_id_with_origin_paths="owner/name:ae.safetensors,owner/name:text_encoder/*",
         data_file_keys="image,mask",
-        extra_inputs="seed, rand_device",
+        extra_inputs="noise_scale, embedded_guidance",
         lora_target_modules="a_to_qkv,b_to_qkv",
         task="sft:train",
         remove_prefix_in_ckpt="pipe.dit.",
@@ -72,7 +93,7 @@ def test_the_words_of_the_existing_trainer_are_understood() -> None:
     )
     assert job.model_paths[1] == ("t5-1.safetensors", "t5-2.safetensors")
     assert job.model_id_with_origin_paths[1] == "owner/name:text_encoder/*"
-    assert job.extra_inputs == ("seed", "rand_device")
+    assert job.extra_inputs == ("noise_scale", "embedded_guidance")
     assert job.layout == "kohya"
 
 
@@ -96,6 +117,20 @@ def test_datasets_take_what_the_job_says_unless_they_say_it() -> None:
     assert job.weights is None
     weighed = [{"path": "a", "weight": 0.1}, {"path": "b", "weight": 1}]
     assert parsed(dataset=None, datasets=weighed).weights == (Fraction(1, 10), Fraction(1))
+
+
+def test_extra_inputs_are_read_where_a_task_takes_them() -> None:
+    job = parsed(
+        dataset=None,
+        datasets=[{"path": "a", "task": "direct_distill"}, {"path": "b", "task": "prior"},
+                  {"path": "c", "task": "kd"}],
+        extra_inputs="seed,num_inference_steps,noise_scale,embedded_guidance",
+    )  # fmt: skip
+    direct, prior, kd = job.datasets
+    assert job.extra_of(direct) == ("seed", "num_inference_steps", "embedded_guidance")
+    assert job.extra_of(prior) == ("noise_scale", "embedded_guidance")
+    assert job.extra_of(kd) == ()
+    assert [job.guidance_of(dataset) for dataset in job.datasets] == ["row", "row", None]
 
 
 def test_where_and_how_fast_is_no_part_of_the_recipe() -> None:

@@ -382,3 +382,26 @@ def test_a_picture_that_makes_the_teacher_raise_falls_alone(
     assert (sum(r.done for r in reports), sum(r.rejected for r in reports)) == (7, 1)
     (row,) = pq.read_table(tmp_path / "out" / "rejected").to_pylist()
     assert (row["key"], row["error"]) == ("row 4", "RowRaised")
+
+
+def test_a_cache_keeps_what_its_rows_say_for_a_student_and_is_silent_where_they_are(
+    tmp_path: Path,
+) -> None:
+    told = {
+        "seed": [7, None], "num_inference_steps": [4, None],
+        "embedded_guidance": [3.5, None], "cfg_scale": [1.0, None],
+    }  # fmt: skip
+    for place, more in (("plain", {}), ("told", told)):
+        (tmp_path / place / "m").mkdir(parents=True)
+        manifest = columns(tmp_path / place / "m", "cache")
+        del manifest["origin"]
+        manifest = {name: values[:2] for name, values in manifest.items()}
+        _, reports = work(tmp_path / place, manifest | more, target={"kind": "cache"})
+        assert sum(report.done for report in reports) == 2
+    plain, made = (records(tmp_path / place / "out") for place in ("plain", "told"))
+    first, second = made["row 0"], made["row 1"]
+    assert {name: getattr(first, name) for name in told} == {n: v[0] for n, v in told.items()}
+    assert all(getattr(second, name) is None for name in told)
+    assert second.digest == plain["row 1"].digest
+    assert first.digest != plain["row 0"].digest
+    assert not verify(str(tmp_path / "told" / "out")).faults

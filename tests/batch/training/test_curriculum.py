@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from batch.errors import JobError, TargetsError
+from batch.targets.export.diffsynth import export
 from batch.training.look import checked
-from tests.batch.targets.made import Targets
-from tests.batch.training.lessons import lesson
-from tests.batch.training.tables import write_table
+from schemas.exports import DiffSynthExport
+from tests.batch.ingest import material
+from tests.batch.targets.made import Targets, distilled
+from tests.batch.training.lessons import learned, lesson
+from tests.batch.training.tables import CAPTIONS, write_table
 
 
 def test_a_table_has_its_captions_encoded_and_targets_have_them(
@@ -54,6 +57,19 @@ def test_datasets_that_a_task_cannot_learn_from_are_refused(
         checked(lesson(tmp_path / "out", table, batch_size=5))
 
 
+@pytest.mark.parametrize("how", ["data_file_keys", "mask"])
+def test_targets_without_masks_are_refused_however_masks_are_asked_for(
+    how: str, tmp_path: Path, targets: Targets
+) -> None:
+    path = str(targets("cache"))
+    values = {
+        "data_file_keys": {"data_file_keys": "image,mask"},
+        "mask": {"datasets": [{"path": path, "mask": True}]},
+    }[how]
+    with pytest.raises(JobError, match="mask is asked for, and its rows have none"):
+        checked(lesson(tmp_path / "out", targets("cache"), **values))
+
+
 def test_one_dataset_twice_has_two_names(tmp_path: Path, targets: Targets) -> None:
     path = str(targets("cache"))
     curriculum = checked(lesson(tmp_path, targets("cache"), datasets=[path, path]))
@@ -74,3 +90,30 @@ def test_an_unreadable_row_is_left_out_and_named(
     none = write_table(tmp_path / "none", image=[{"bytes": b"no", "path": None}] * 4)
     with pytest.raises(JobError, match="none of its 4 rows can be read"):
         checked(lesson(tmp_path / "out", none))
+
+
+def test_a_table_of_direct_distillation_goes_from_its_export_through_ingest_to_training(
+    tmp_path: Path,
+) -> None:
+    prompts = {"prompt": list(CAPTIONS), "key": [f"k{i}" for i in range(len(CAPTIONS))]}
+    sampling = {"num_inference_steps": 4, "cfg_scale": 2.0}
+    pairs = distilled(tmp_path / "pairs", prompts, target={"kind": "pair"}, sampling=sampling)
+    export(str(pairs), tmp_path / "csv", DiffSynthExport(num_inference_steps=3))
+    place = {"dataset_base_path": str(tmp_path / "csv")}
+    source = {"kind": "table", "dataset_metadata_path": str(tmp_path / "csv" / "metadata.csv")}
+    asked = material.job(tmp_path / "shards", source | place)
+    assert sum(report.done for report in material.ingest(asked)) == 4
+    names = "seed,rand_device,num_inference_steps,cfg_scale"
+    job = lesson(
+        tmp_path / "out",
+        tmp_path / "shards",
+        task="direct_distill",
+        extra_inputs=names,
+        max_steps=1,
+    )
+    (course,) = checked(job).courses
+    made = course.source.material(0, course.captions, dropped=False)
+    assert made.num_inference_steps == 3
+    assert isinstance(made.seed, int)
+    _, outcome = learned(job)
+    assert outcome.complete

@@ -8,7 +8,13 @@ import pytest
 from batch.errors import BatchError, JobError
 from batch.training.look import checked
 from flux_engine.defaults import model_folder
-from flux_engine.errors import CheckpointError, EngineError, SettingError, TrainingError
+from flux_engine.errors import (
+    CheckpointError,
+    EngineError,
+    SettingError,
+    SourceError,
+    TrainingError,
+)
 from tests.batch.targets.made import Targets
 from tests.batch.training.lessons import learned, lesson
 from tests.batch.training.tables import write_table
@@ -65,3 +71,15 @@ def test_pictures_need_the_autoencoder(tmp_path: Path) -> None:
     table = write_table(tmp_path / "rows")
     with pytest.raises(BatchError, match="without the autoencoder, and pictures"):
         checked(lesson(tmp_path / "out", table, **ALONE))
+
+
+def test_a_tokenizer_that_cannot_be_opened_is_refused(tmp_path: Path, targets: Targets) -> None:
+    nowhere, void = tmp_path / "nowhere", tmp_path / "void"
+    void.mkdir()
+    table = write_table(tmp_path / "rows")
+    for dataset in (table, targets("cache")):
+        with pytest.raises(SourceError, match=r"nowhere( is not a folder|: no tokenizer here)"):
+            checked(lesson(tmp_path / "out", dataset, tokenizer_2_path=str(nowhere)))
+        with pytest.raises(SourceError, match="void: no tokenizer here"):
+            checked(lesson(tmp_path / "out", dataset, tokenizer_1_path=str(void)))
+    checked(lesson(tmp_path / "out", table, tokenizer_1_path=str(FOLDER / "tokenizer")))

@@ -101,6 +101,15 @@ def test_a_column_or_a_mask_that_is_not_there_is_named(targets: Targets) -> None
     source(targets, "pair", extra_inputs=("seed", "num_inference_steps"))
 
 
+def test_a_teachers_scale_that_no_student_has_is_refused(targets: Targets) -> None:
+    found = source(targets, "guided", extra_inputs=("rand_device", "cfg_scale"))
+    with pytest.raises(JobError, match=r"row 0 \(key .*cfg_scale is 2.0; training takes 1 only"):
+        found.material(0, PLAIN, dropped=False)
+    source(targets, "pair", extra_inputs=("rand_device", "cfg_scale")).material(
+        0, PLAIN, dropped=False
+    )
+
+
 def test_pictures_become_the_mean_of_what_the_autoencoder_says(tmp_path: Path) -> None:
     table = write_table(tmp_path / "rows", noise_scale=[None, 0.5, 1.0, 1.0])
     job = lesson(tmp_path / "out", table, extra_inputs="noise_scale", trigger_word="zorb")
@@ -154,7 +163,7 @@ def test_rows_whose_further_values_cannot_be_taken_are_told_of_and_in_no_bucket(
     assert [rows.tolist() for rows in course.source.buckets().values()] == [[0, 3]]
     assert {reject.key: reject.reason for reject in course.source.rejects()} == {
         "k1": "seed: there is no value, and the task needs one",
-        "k2": "num_inference_steps is 0; allowed are integers from 1 on",
+        "k2": "num_inference_steps is 0; allowed are integers from 1 on, below 2**63",
     }
     nulls = write_table(tmp_path / "nulls", **columns | {"seed": pa.nulls(4, pa.int64())})
     with pytest.raises(JobError, match=r"none of its 4 rows .* row 0: seed: there is no value"):

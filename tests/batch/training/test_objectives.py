@@ -28,6 +28,9 @@ def test_each_task_is_an_objective_with_its_options() -> None:
     levels = timesteps("logit_normal", mean=0.0, spread=1.0, shift=1.0)
     assert objective("sft") == Sft(timesteps=levels) == objective("sft:train")
     assert objective("prior", embedded_guidance=3.5) == Prior(timesteps=levels, guidance=3.5)
+    assert objective("sft", extra_inputs="embedded_guidance") == Sft(
+        timesteps=levels, guidance="row"
+    )
     assert objective("reflow") == Reflow(timesteps=levels)  # the guidance is the row's
     assert objective("jump", {"student_steps": 4}) == Jump(steps=4)
     assert objective("x0", {"student_steps": 2}) == X0(steps=2)

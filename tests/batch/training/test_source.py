@@ -34,9 +34,28 @@ def test_values_of_a_row_are_what_an_objective_takes() -> None:
     assert inputs(names, row | {"other": 1}, "row") == {"seed": 5, "num_inference_steps": 4}
 
 
+def test_text_that_is_a_number_is_one() -> None:
+    row = {
+        "seed": "9223372036854775806", "num_inference_steps": " 4 ", "cfg_scale": "1.0",
+        "rand_device": "cpu", "noise_scale": "0.5", "max_timestep_boundary": "1",
+    }  # fmt: skip
+    assert inputs(tuple(row), row, "row") == {
+        "seed": 9223372036854775806, "num_inference_steps": 4, "noise_scale": 0.5,
+        "max_timestep_boundary": 1.0,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("row", "told"),
     [
+        ({"cfg_scale": "3.5"}, "cfg_scale is '3.5'; training takes 1 only"),
+        ({"cfg_scale": "cpu"}, "cfg_scale is 'cpu'; training takes 1 only"),
+        ({"seed": "1_0"}, "seed is '1_0', and a number is wanted"),
+        ({"seed": "9" * 5000}, "seed is '9"),
+        ({"seed": "9" * 20}, r"seed is 1e\+20; allowed are integers from 0 on, below"),
+        ({"seed": "1e999"}, "seed is '1e999', and a number is wanted"),
+        ({"noise_scale": "nan"}, "noise_scale is 'nan', and a number is wanted"),
+        ({"num_inference_steps": "0"}, "num_inference_steps is 0; allowed are integers from 1 on"),
         ({"rand_device": "cuda"}, "rand_device is 'cuda'; training takes 'cpu' only"),
         ({"cfg_scale": 3.5}, "cfg_scale is 3.5; training takes 1 only"),
         ({"noise_scale": "much"}, "noise_scale is 'much', and a number is wanted"),

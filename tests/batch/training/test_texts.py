@@ -1,5 +1,6 @@
 """Captions are encoded once on each host."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from batch.targets.dataset import TargetDataset
 from batch.targets.text import TextError
 from batch.training.models import ModelParts
 from batch.training.texts import Texts
+from flux_engine.defaults import model_folder
 from flux_engine.encode import TextModels
 from tests.batch.targets.made import Targets
 from tests.batch.training.lessons import lesson
@@ -59,3 +61,26 @@ def test_other_encoders_have_a_table_of_their_own(tmp_path: Path, parts: ModelPa
     assert other.missing(KEYS) == KEYS
     with pytest.raises(TextError):
         other[KEYS[0]]
+
+
+def test_other_tokenizers_have_a_table_of_their_own(tmp_path: Path, targets: Targets) -> None:
+    other = shutil.copytree(model_folder("flux-shapes") / "tokenizer", tmp_path / "words")
+    file = other / "tokenizer_config.json"
+    file.write_text(file.read_text() + "\n")
+    made = []
+    for place in (None, str(other)):
+        parts = ModelParts(lesson(tmp_path, targets("cache"), tokenizer_1_path=place))
+        texts = Texts(
+            parts.encoders, tmp_path, tokenizers=lambda parts=parts: parts.tokenizer_fingerprints
+        )
+        assert texts.missing(KEYS) == KEYS
+        texts.encode(KEYS, lambda parts=parts: parts.text(CPU, "why"), CPU)
+        made.append(texts.folder)
+    assert made[0] != made[1]
+
+
+def test_tokenizers_are_not_looked_for_where_there_is_nothing_to_encode(tmp_path: Path) -> None:
+    def nowhere() -> dict[str, str]:
+        raise AssertionError("the tokenizers were looked for")
+
+    Texts({}, tmp_path, tokenizers=nowhere).encode([], never, CPU)

@@ -13,8 +13,9 @@ from batch.training.checkpoint import COMPLETE, FOLDER
 from batch.training.metrics import read_metrics
 from batch.training.worker import Quiet, TrainWorker
 from flux_engine.training.chance import chance
-from tests.batch.targets.made import Targets
+from tests.batch.targets.made import Targets, distilled
 from tests.batch.training.lessons import checkpoint, learned, lesson, tensors
+from tests.batch.training.tables import CAPTIONS, picture, write_table
 
 
 class Falls(Quiet):
@@ -213,3 +214,23 @@ def test_two_datasets_have_curves_of_their_own(tmp_path: Path, targets: Targets)
 def test_draws_are_functions_of_their_origin() -> None:
     one, other = (torch.rand(4, generator=chance(0, "sample", 7, 1)) for _ in range(2))
     assert torch.equal(one, other)
+
+
+def test_direct_distillation_in_two_stages_learns_what_it_does_in_one(tmp_path: Path) -> None:
+    told = {"seed": [1, 2, 3, 4], "num_inference_steps": [2, 2, 3, 2], "cfg_scale": [1.0] * 4}
+    rows = {
+        "key": [f"k{i}" for i in range(len(CAPTIONS))],
+        "image": [picture(64, 64, i) for i in range(len(CAPTIONS))],
+        "caption": list(CAPTIONS),
+    }
+    target = {"kind": "cache"}
+    cache = distilled(tmp_path / "rows", rows | told, target=target, dtype="float32")
+    names = "seed,rand_device,num_inference_steps,cfg_scale"
+    losses = []
+    table = write_table(tmp_path / "table", rand_device=["cpu"] * 4, **told)
+    for dataset, task in ((table, "direct_distill"), (cache, "direct_distill:train")):
+        job = lesson(tmp_path / task, dataset, task=task, extra_inputs=names, max_steps=3)
+        worker, outcome = learned(job)
+        assert outcome.complete
+        losses.append([line["loss"] for line in read_metrics(worker.storage)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
