@@ -78,15 +78,20 @@ class Curriculum:
         return any(course.source.kind == "pictures" for course in self.courses)
 
     @cached_property
+    def captions(self) -> list[TextKey]:
+        """Texts of rows that no dataset has."""
+        keys = [key for course in self.courses for key in course.source.wanted(course.captions)]
+        return list(dict.fromkeys(keys))
+
+    @cached_property
     def wanted(self) -> list[TextKey]:
         """Texts that no dataset has, of captions and of the prompts of sample pictures."""
-        keys = [key for course in self.courses for key in course.source.wanted(course.captions)]
         length = self.job.sampling.t5_sequence_length
         assert length is not None
         told = [*self.job.sample_prompts]
         if told and self.job.sampling.cfg_scale != 1.0:
             told.append(self.job.sampling.negative_prompt)
-        return list(dict.fromkeys([*keys, *((prompt, length) for prompt in told)]))
+        return list(dict.fromkeys([*self.captions, *((prompt, length) for prompt in told)]))
 
     @cached_property
     def lineage(self) -> list[dict[str, Any]]:
