@@ -9,6 +9,9 @@ BatchError
 ├── CaptionError     a row's caption cannot be had: the row is rejected
 ├── LoraError        a row's LoRA cannot be had: the row is rejected
 ├── TargetsError     a folder is no whole dataset of targets, or a row of it is not as written
+├── IdentityError    targets of another teacher, encoder or layout than is wanted (targets.identity)
+├── NoiseError       noise of a target is not what it was (targets.noise)
+├── TextError        a caption has no text, or another's (targets.text)
 ├── ExportError      targets that a format cannot carry: nothing is written
 ├── MachineFault     memory or the card gave out under some rows: they are tried again elsewhere
 ├── StorageError     the output cannot be written, whoever tries: the run stops, nothing is lost

@@ -2,13 +2,14 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from batch.errors import JobError
+from batch.errors import BatchError, JobError, RunFailed
 from batch.output import RUN, Output, to_json
 from batch.run import check_nodes
 from batch.training.checkpoint import Checkpoints
@@ -16,6 +17,7 @@ from batch.training.curriculum import Curriculum
 from batch.training.recipe import recipe_of
 from batch.training.results import finished_at
 from batch.training.worker import TrainWorker
+from flux_engine.errors import EngineError
 from schemas.training import TrainJob
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,8 @@ def standing(job: TrainJob, curriculum: Curriculum) -> str:
 def train(
     job: TrainJob, curriculum: Curriculum, start: Callable[[], Stop], stop: Stop
 ) -> TrainReport:
-    """Learn until the end, or until somebody says stop. `job` is resolved and `checked`.
+    """Learn until the end, or until somebody says stop. `job` is resolved and `checked`. RunFailed
+    for what ends it once it has begun.
 
     `start` starts Ray and answers how to ask whether to stop; it is called if ranks are to be
     processes of their own. Otherwise `stop` is asked, and Ray is not needed.
@@ -65,9 +68,10 @@ def train(
         return TrainReport(steps, steps, steps)
     count = workers_of(job, start_if_asked := Starter(start))
     if count == "local":
-        worker = TrainWorker(job)
-        worker.setup()
-        outcome = worker.run(Asked(stop))
+        with begun():
+            worker = TrainWorker(job)
+            worker.setup()
+            outcome = worker.run(Asked(stop))
         return TrainReport(outcome.step, steps, resumed)
     from batch.training.ranks import run_on_ray  # Ray Train takes seconds to import
 
@@ -76,6 +80,17 @@ def train(
     run_on_ray(job, count, stop)
     done = max(finished_at(output.storage), max(checkpoints.steps(), default=0))
     return TrainReport(done, steps, resumed)
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """What ends a run that has begun is RunFailed, as it is on Ray: a job is refused before."""
+    try:
+        yield
+    except RunFailed:
+        raise
+    except (BatchError, EngineError) as error:
+        raise RunFailed(f"{type(error).__name__}: {error}") from error
 
 
 class Starter:
