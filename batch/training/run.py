@@ -43,8 +43,7 @@ def standing(job: TrainJob, curriculum: Curriculum) -> str:
     """What of the run is in the output; OutputError if it would be refused there."""
     output = Output(job.output_path, "parquet")
     output.check(recipe_of(job, curriculum), ())
-    steps = Checkpoints(output.storage).steps()
-    done = max([finished_at(output.storage), *steps])
+    done = max(finished_at(output.storage), Checkpoints(output.storage).last())
     return f"{done} of {curriculum.stream.steps} steps are done in {job.output_path}"
 
 
@@ -62,8 +61,6 @@ def train(
     output.storage.sweep()
     output.storage.replace(f"{RUN}/job.json", to_json(job.model_dump(mode="json")))
     steps = curriculum.stream.steps
-    checkpoints = Checkpoints(output.storage)
-    resumed = max(checkpoints.steps(), default=0)
     if finished_at(output.storage) >= steps:
         return TrainReport(steps, steps, steps)
     count = workers_of(job, start_if_asked := Starter(start))
@@ -71,14 +68,19 @@ def train(
         with begun():
             worker = TrainWorker(job)
             worker.setup()
+            resumed = worker.step
             outcome = worker.run(Asked(stop))
         return TrainReport(outcome.step, steps, resumed)
     from batch.training.ranks import run_on_ray  # Ray Train takes seconds to import
 
     stop = start_if_asked()
     check_nodes(output)
+    checkpoints = Checkpoints(output.storage)
+    resumed = checkpoints.last()
     run_on_ray(job, count, stop)
-    done = max(finished_at(output.storage), max(checkpoints.steps(), default=0))
+    done = finished_at(output.storage)
+    if done < steps:
+        done = max(done, checkpoints.last())
     return TrainReport(done, steps, resumed)
 
 

@@ -80,6 +80,34 @@ def test_a_torn_one_is_passed_over_and_named(
     assert equal(checkpoints.latest(), made(4))
 
 
+def damage(storage: Storage, name: str) -> None:
+    data = bytearray(storage.read(name))
+    data[-1] ^= 1
+    storage.replace(name, bytes(data))
+
+
+def test_a_damaged_one_is_written_again_and_until_then_costs_no_other(storage: Storage) -> None:
+    checkpoints = Checkpoints(storage, keep=1)
+    checkpoints.write(made(2))
+    checkpoints.write(made(6))
+    damage(storage, f"{folder_of(6)}/trainable.safetensors")
+    assert checkpoints.latest() is None
+    assert checkpoints.last() == (0 if storage.local else 6)
+    checkpoints.write(made(4))  # of a run that began again
+    assert equal(checkpoints.latest(), made(4))
+    checkpoints.write(made(6))
+    assert equal(checkpoints.latest(), made(6))
+    assert checkpoints.steps() == [6]
+
+
+def test_a_sound_one_stays_as_it_is(storage: Storage) -> None:
+    checkpoints = Checkpoints(storage)
+    checkpoints.write(made(2))
+    other = made(2)
+    checkpoints.write(Checkpoint(2, other.state, {"skipped": 7}))
+    assert equal(checkpoints.latest(), other)
+
+
 @pytest.mark.parametrize("file", ["trainable.safetensors", "state.json"])
 def test_a_file_that_is_not_as_it_was_written_makes_the_one_before_it_count(
     storage: Storage, file: str, caplog: pytest.LogCaptureFixture
@@ -87,10 +115,7 @@ def test_a_file_that_is_not_as_it_was_written_makes_the_one_before_it_count(
     checkpoints = Checkpoints(storage)
     checkpoints.write(made(2))
     checkpoints.write(made(4))
-    name = f"{folder_of(4)}/{file}"
-    data = bytearray(storage.read(name))
-    data[-1] ^= 1
-    storage.replace(name, bytes(data))
+    damage(storage, f"{folder_of(4)}/{file}")
     with caplog.at_level(logging.WARNING):
         assert equal(checkpoints.latest(), made(2))
     assert "damaged checkpoint" in caplog.text
