@@ -116,6 +116,15 @@ class Bucket:
         with told(self.uri, f"{name} cannot be written"):
             self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data)
 
+    def upload(self, name: str, file: Path) -> None:
+        """Write an object of a file's content, in the place of what may be there."""
+        with told(self.uri, f"{name} cannot be written"), file.open("rb") as opened:
+            if file.stat().st_size <= PART_BYTES:
+                where = {"Bucket": self.bucket, "Key": self.prefix + name}
+                self.client.put_object(**where, Body=opened)
+            else:
+                self._in_parts(name, opened)
+
     def create(self, name: str, file: Path) -> bool:
         """Upload a file unless the object exists; whether it was we who did."""
         with told(self.uri, f"{name} cannot be written"), file.open("rb") as opened:
@@ -128,9 +137,9 @@ class Bucket:
                         IfNoneMatch="*",
                     )
                 )
-            return not self.exists(name) and self._in_parts(name, opened)
+            return not self.exists(name) and self._in_parts(name, opened, IfNoneMatch="*")
 
-    def _in_parts(self, name: str, opened: BinaryIO) -> bool:
+    def _in_parts(self, name: str, opened: BinaryIO, **condition: str) -> bool:
         where = {"Bucket": self.bucket, "Key": self.prefix + name}
         where["UploadId"] = self.client.create_multipart_upload(**where)["UploadId"]
         try:
@@ -141,7 +150,7 @@ class Bucket:
                 parts.append({"PartNumber": number, "ETag": etag})
             done = self._unless_there(
                 lambda: self.client.complete_multipart_upload(
-                    **where, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+                    **where, MultipartUpload={"Parts": parts}, **condition
                 )
             )
         except BaseException:

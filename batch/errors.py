@@ -5,9 +5,13 @@ BatchError
 ├── ManifestError    the manifest is not usable: nothing is started
 ├── OutputError      the output belongs to another recipe or manifest: nothing is started
 ├── PictureError     a row's picture cannot be had: the row is rejected
+│   └── PictureDown  its place does not answer: it may be had later
 ├── CaptionError     a row's caption cannot be had: the row is rejected
 ├── LoraError        a row's LoRA cannot be had: the row is rejected
 ├── TargetsError     a folder is no whole dataset of targets, or a row of it is not as written
+├── IdentityError    targets of another teacher, encoder or layout than is wanted (targets.identity)
+├── NoiseError       noise of a target is not what it was (targets.noise)
+├── TextError        a caption has no text, or another's (targets.text)
 ├── ExportError      targets that a format cannot carry: nothing is written
 ├── MachineFault     memory or the card gave out under some rows: they are tried again elsewhere
 ├── StorageError     the output cannot be written, whoever tries: the run stops, nothing is lost
@@ -34,6 +38,11 @@ class OutputError(BatchError):
 
 class PictureError(BatchError):
     """One row's picture is missing, unreadable, too large, or outside the allowed folders."""
+
+
+class PictureDown(PictureError):
+    """A place that does not answer, or not to the end, after its tries: that says nothing of the
+    row, and asking later may."""
 
 
 class CaptionError(BatchError):

@@ -1,5 +1,6 @@
 """The places from which a job's pictures may come; nothing outside them is opened."""
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from batch.errors import PictureError
+from batch.errors import PictureDown, PictureError
 from batch.storage import open_uri
 from batch.web import WebRoot, shown
 
@@ -20,6 +21,8 @@ BUSY = (
     *("SERVICE_UNAVAILABLE", "SLOW_DOWN", "THROTTLING", "INTERNAL_FAILURE", "REQUEST_TIMEOUT"),
     *("NETWORK_CONNECTION", "UNKNOWN"),
 )  # as pyarrow calls what S3 says
+
+ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 T = TypeVar("T")
 Span = tuple[int, int]  # offset and size
@@ -109,6 +112,11 @@ def patiently(read: Callable[[], T]) -> T:
     return read()
 
 
+def is_absent(error: OSError) -> bool:
+    """Whether there is no such file, as opposed to one that cannot be read now."""
+    return isinstance(error, ABSENT) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def whole(data: bytes, span: Span | None, name: str) -> bytes:
     """PictureError for a part that its file ends within."""
     if span and len(data) != span[1]:
@@ -139,7 +147,8 @@ class Roots:
         self.roots = [root_of(uri) for uri in uris]
 
     def read(self, address: str, span: Span | None = None) -> bytes:
-        """PictureError if it lies in none of the places, or cannot be had."""
+        """PictureError if it lies in none of the places, or is not there; PictureDown if it cannot
+        be read now."""
         name = shown(address)
         roots = self.roots if "://" in address or address.startswith("/") else self.roots[:1]
         for root in roots:
@@ -147,7 +156,8 @@ class Roots:
                 if (place := root.find(address)) is not None:
                     return whole(root.read(place, span), span, name)
             except OSError as error:
-                raise PictureError(f"{name}: cannot be read: {type(error).__name__}") from None
+                kind = PictureError if is_absent(error) else PictureDown
+                raise kind(f"{name}: cannot be read: {type(error).__name__}") from None
             except (ValueError, RuntimeError):  # null bytes, broken brackets; links in a circle
                 raise PictureError(f"{name}: is no address of a picture") from None
         raise PictureError(

@@ -2,10 +2,11 @@
 
 import errno
 import os
+import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from batch.errors import StorageError
 ATTEMPTS = "_run/tmp"
 STALE_S = 24 * 3600.0
 S3 = "s3://"
+PIECE = 16 * 2**20  # bytes of a copy that are held at once
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,52 @@ class Storage:
             target.parent.mkdir(parents=True, exist_ok=True)
             attempt.path.replace(target)
 
+    def replace_file(self, name: str, file: Path) -> None:
+        """As `replace`, of a file's content, which need not fit into memory."""
+        if self.bucket:
+            self.bucket.upload(name, file)
+            return
+        with self.attempt() as attempt:
+            shutil.copyfile(file, attempt.path)
+            sync(attempt.path)
+            target = Path(self.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            attempt.path.replace(target)
+
+    @contextmanager
+    def workshop(self) -> Iterator[Path]:
+        """A folder on a local disk, to be filled and published; gone afterwards."""
+        room = self._attempts()
+        with told(self.uri, room):
+            room.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=room) as folder:
+                yield Path(folder) / "made"
+
+    def replace_folder(self, name: str, made: Path, marks: Sequence[str]) -> None:
+        """Publish a folder of a `workshop` in the place of one that may be there.
+
+        On a disk by renaming. In a bucket file by file: those of `marks`, without which nobody
+        takes the folder for whole, are taken away first and come last, in their order.
+        """
+        if not self.bucket:
+            target, old = Path(self.path(name)), made.with_name("old")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rename(old)
+            made.rename(target)
+            return
+        for mark in marks:
+            self.bucket.delete(f"{name}/{mark}")
+        self.bucket.delete_below(name)
+        files = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
+        for file in (*sorted(files - {*marks}), *marks):
+            self.bucket.upload(f"{name}/{file}", made / file)
+
+    def download(self, name: str, file: Path) -> None:
+        """Copy to a local disk, piece by piece; FileNotFoundError if it is not there."""
+        with self.open(name) as source, file.open("wb") as out:
+            shutil.copyfileobj(source, out, PIECE)
+
     def remove(self, name: str) -> None:
         """Take a file away, if it is there."""
         if self.bucket:
@@ -154,7 +202,11 @@ class Storage:
             return
         for attempt in folder.iterdir():
             try:
-                if time.time() - attempt.stat().st_mtime > STALE_S:
+                if time.time() - attempt.stat().st_mtime <= STALE_S:
+                    continue
+                if attempt.is_dir() and not attempt.is_symlink():  # a checkpoint's, a model's
+                    shutil.rmtree(attempt)
+                else:
                     attempt.unlink()
             except FileNotFoundError:  # another run sweeps, too
                 continue

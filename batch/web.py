@@ -11,7 +11,7 @@ import ssl
 import time
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from batch.errors import PictureError
+from batch.errors import PictureDown, PictureError
 
 LARGEST = 64 * 2**20  # bytes
 NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
@@ -20,6 +20,7 @@ TIMEOUT_S = 20.0  # of silence
 DEADLINE_S = 120.0
 REDIRECTS = 3
 BLOCK = 2**16
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers that say nothing of what was asked for
 
 
 class WebRoot:
@@ -42,7 +43,7 @@ class WebRoot:
 
     def read(self, place: str, span: tuple[int, int] | None = None) -> bytes:
         """PictureError for an answer other than 200, for too many bytes, for a redirect out of the
-        root, and for a host that is not a public one."""
+        root, and for a host that is not a public one; PictureDown where asking later may help."""
         name, url = shown(place), place
         if span:
             raise PictureError(f"{name}: parts of files are not read from the web")
@@ -50,6 +51,8 @@ class WebRoot:
             answer, data = fetch(urlsplit(url))
             if answer.status == http.client.OK:
                 return data
+            if answer.status in BUSY:
+                raise PictureDown(f"{name}: answered {answer.status} {answer.reason}")
             if answer.status not in (301, 302, 303, 307, 308):
                 raise PictureError(f"{name}: answered {answer.status} {answer.reason}")
             url = urljoin(url, answer.getheader("Location") or "")
@@ -88,11 +91,15 @@ def fetch(url: SplitResult) -> tuple[http.client.HTTPResponse, bytes]:
     try:
         target = (url.path or "/") + (f"?{url.query}" if url.query else "")
         connection.request("GET", target, headers={"User-Agent": "fluxmill", "Accept": "image/*"})
-        answer = connection.getresponse()
         data = b""
-        if answer.status == http.client.OK:
-            data = body(answer, shown(url.geturl()))
-    except (http.client.HTTPException, ValueError) as error:  # a ValueError: no such characters
+        with connection.getresponse() as answer:
+            if answer.status == http.client.OK:
+                data = body(answer, shown(url.geturl()))
+    except http.client.InvalidURL as error:
+        raise PictureError(f"{shown(url.geturl())}: {type(error).__name__}") from None
+    except http.client.HTTPException as error:
+        raise PictureDown(f"{shown(url.geturl())}: {type(error).__name__}") from None
+    except ValueError as error:  # no such characters
         raise PictureError(f"{shown(url.geturl())}: {type(error).__name__}") from None
     finally:
         connection.close()
@@ -105,11 +112,11 @@ def body(answer: http.client.HTTPResponse, name: str) -> bytes:
     while block := answer.read1(BLOCK):
         out += block
         if time.monotonic() - began > DEADLINE_S:
-            raise PictureError(f"{name}: takes longer than {DEADLINE_S:g} s")
+            raise PictureDown(f"{name}: takes longer than {DEADLINE_S:g} s")
         if len(out) > LARGEST:
             raise PictureError(f"{name}: has more than {LARGEST // 2**20} MiB")
     if answer.length:
-        raise PictureError(f"{name}: ended {answer.length} bytes too early")
+        raise PictureDown(f"{name}: ended {answer.length} bytes too early")
     return bytes(out)
 
 
@@ -133,8 +140,10 @@ def public_address(url: SplitResult) -> str:
     host = url.hostname or ""
     try:
         found = socket.getaddrinfo(host, port_of(url), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError, OverflowError):
-        raise PictureError(f"{shown(url.geturl())}: there is no host {host!r}") from None
+    except (OSError, UnicodeError, OverflowError) as error:
+        later = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+        kind = PictureDown if later else PictureError
+        raise kind(f"{shown(url.geturl())}: there is no host {host!r}") from None
     addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:
         if not is_public(address):

@@ -70,7 +70,7 @@ def command(job: TrainJob, stop: cli.StopSignal, *, dry_run: bool) -> int:
     job = resolved(job)
     try:
         curriculum = checked(job)
-    except (BatchError, EngineError, IdentityError) as error:
+    except (BatchError, EngineError) as error:
         logger.error(str(error))  # noqa: TRY400
         return cli.REFUSED
     if dry_run:

@@ -1,6 +1,7 @@
 """Row groups of Parquet files, read when they are needed and kept while there is room for them."""
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ OPEN = 64  # files
 
 class RowGroups:
     """Some columns of some files. Each process has handles and a cache of its own, so that it may
-    be sent to another one, or live on in a fork."""
+    be sent to another one, or live on in a fork; threads of one may ask at once."""
 
     def __init__(
         self, paths: Sequence[Path], columns: Sequence[str], room: int, uri: str = ""
@@ -36,6 +37,7 @@ class RowGroups:
         self._held = 0
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._fs: fs.FileSystem | None = None
+        self._lock = threading.Lock()  # a fork's own: that of its parent may be taken
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("paths", "columns", "room", "uri")
@@ -49,20 +51,26 @@ class RowGroups:
         if self._process != os.getpid():
             self._forget()
         key = (file, group)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        table = self.fetched(file, group, self.columns)
-        self._kept[key] = table
-        self._held += table.nbytes
-        while self._held > self.room and len(self._kept) > 1:
-            self._held -= self._kept.popitem(last=False)[1].nbytes
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            table = self._fetched(file, group, self.columns)
+            self._kept[key] = table
+            self._held += table.nbytes
+            while self._held > self.room and len(self._kept) > 1:
+                self._held -= self._kept.popitem(last=False)[1].nbytes
         return table
 
     def fetched(self, file: int, group: int, columns: Sequence[str]) -> pa.Table:
         """Some columns of a row group, which is not kept."""
         if self._process != os.getpid():
             self._forget()
+        with self._lock:
+            return self._fetched(file, group, columns)
+
+    def _fetched(self, file: int, group: int, columns: Sequence[str]) -> pa.Table:
+        """An open file is not to be read by two threads at once."""
         try:  # in one thread: Arrow's pool is not there in a fork
             table = self._file(file).read_row_group(group, columns=list(columns), use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:

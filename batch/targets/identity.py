@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from batch.errors import BatchError
 
-class IdentityError(Exception):
+
+class IdentityError(BatchError):
     """Targets of another teacher, encoder, type or layout than is wanted."""
 
 

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from batch.errors import BatchError
 from batch.targets.tensors import raw
 from flux_engine.latents import start_noise
 
 HASH_BYTES = 8
 
 
-class NoiseError(Exception):
+class NoiseError(BatchError):
     """Noise that came out otherwise than when the row was made."""
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from torch import Tensor
 
+from batch.errors import BatchError
 from batch.targets.layout import ID, triple
 from batch.targets.tensors import loaded, stored
 from schemas.targets import METADATA
@@ -25,7 +26,7 @@ NAMES = ("t5", "clip")
 OPEN = 256  # files at a time: a large dataset has more than a process may open
 
 
-class TextError(Exception):
+class TextError(BatchError):
     """A caption whose text is not in the table, or is another caption's."""
 
 

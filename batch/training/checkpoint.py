@@ -9,9 +9,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,38 +69,27 @@ class Checkpoints:
                 return found
         return None
 
+    def last(self) -> int:
+        """The step that a run would go on from; 0 for none. Files on a disk are read for it; a
+        store proves its objects itself."""
+        for step in reversed(self.steps()):
+            if not self.storage.local or self._is_sound(folder_of(step)):
+                return step
+        return 0
+
     def write(self, checkpoint: Checkpoint) -> None:
-        """Write it, and take away those that are too many. One that is there already stays."""
+        """Write it, and take away those that are too many. One that is there already stays, unless
+        it is damaged; so do those of later steps, which a run that went on from an earlier one
+        will come to."""
         name = folder_of(checkpoint.step)
-        if not self.storage.exists(f"{name}/{COMPLETE}"):
-            with tempfile.TemporaryDirectory(dir=self._room()) as folder:
-                made = Path(folder) / f"part-{uuid.uuid4().hex}"
+        if not self._is_sound(name):
+            with self.storage.workshop() as made:
                 fill(made, checkpoint)
-                self._publish(made, name)
-        for step in self.steps()[: -self.keep]:
+                self.storage.replace_folder(name, made, [COMPLETE])
+            if self.storage.local:
+                sync_folder(Path(self.storage.path(FOLDER)))
+        for step in [step for step in self.steps() if step <= checkpoint.step][: -self.keep]:
             self._remove(step)
-
-    def _room(self) -> Path | None:
-        """Where folders are put together: beside the checkpoints, so that a rename suffices."""
-        if not self.storage.local:
-            return None
-        room = Path(self.storage.path(f"{RUN}/tmp"))
-        room.mkdir(parents=True, exist_ok=True)
-        return room
-
-    def _publish(self, made: Path, name: str) -> None:
-        if self.storage.local:
-            target = Path(self.storage.path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():  # torn
-                shutil.rmtree(target)
-            made.rename(target)
-            sync_folder(target.parent)
-            return
-        self.storage.remove_folder(name)
-        names = sorted(path.name for path in made.iterdir() if path.name != COMPLETE)
-        for file in [*names, COMPLETE]:
-            self.storage.replace(f"{name}/{file}", (made / file).read_bytes())
 
     def _remove(self, step: int) -> None:
         """The marker first, so that nobody takes what is half gone for whole."""
@@ -111,17 +98,10 @@ class Checkpoints:
 
     def _read(self, step: int) -> Checkpoint | None:
         name = folder_of(step)
-        sums = json.loads(self.storage.read(f"{name}/{COMPLETE}"))
         with tempfile.TemporaryDirectory() as folder:
-            for file, wanted in sums.items():
-                path = self._fetched(name, file, Path(folder))
-                if path is None or sum_of(path) != wanted:
-                    logger.warning(
-                        "damaged checkpoint passed over",
-                        extra={"checkpoint": name, "file": file},
-                    )
-                    return None
-            here = Path(self.storage.path(name)) if self.storage.local else Path(folder)
+            here = self._proved(name, Path(folder))
+            if here is None:
+                return None
             told = json.loads((here / STATE).read_text())
             if told["version"] != VERSION:
                 raise OutputError(
@@ -132,15 +112,33 @@ class Checkpoints:
         state = TrainingState(told=told["optimizer"], **tensors)
         return Checkpoint(step, state, told["run"])
 
-    def _fetched(self, name: str, file: str, folder: Path) -> Path | None:
-        """A file on this machine."""
+    def _is_sound(self, name: str) -> bool:
+        """Whether there is one, and all its files are as they were written."""
+        if not self.storage.exists(f"{name}/{COMPLETE}"):
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            return self._proved(name, Path(folder)) is not None
+
+    def _proved(self, name: str, folder: Path) -> Path | None:
+        """Where its files are on this machine, in a bucket's case `folder`; None if one is not as
+        it was written."""
+        sums = json.loads(self.storage.read(f"{name}/{COMPLETE}"))
+        here = Path(self.storage.path(name)) if self.storage.local else folder
+        for file, wanted in sums.items():
+            if not self._is_here(name, file, here) or sum_of(here / file) != wanted:
+                logger.warning(
+                    "damaged checkpoint passed over", extra={"checkpoint": name, "file": file}
+                )
+                return None
+        return here
+
+    def _is_here(self, name: str, file: str, folder: Path) -> bool:
         if self.storage.local:
-            path = Path(self.storage.path(f"{name}/{file}"))
-            return path if path.is_file() else None
+            return (folder / file).is_file()
         if not self.storage.exists(f"{name}/{file}"):
-            return None
-        (folder / file).write_bytes(self.storage.read(f"{name}/{file}"))
-        return folder / file
+            return False
+        self.storage.download(f"{name}/{file}", folder / file)
+        return True
 
 
 def folder_of(step: int) -> str:

@@ -1,6 +1,7 @@
 """The columns of pictures with captions: which there are to be, and what they say of a size."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,16 @@ from schemas.arrow import files_in
 from schemas.records import TRAINING_SIZES
 
 SIZES = TRAINING_SIZES[:2]  # width, height
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that no bucket has, and why."""
+
+    number: int
+    where: str
+    key: str | None
+    reason: str
 
 
 def size_told(values: Mapping[str, Any]) -> Size | None:

@@ -78,15 +78,20 @@ class Curriculum:
         return any(course.source.kind == "pictures" for course in self.courses)
 
     @cached_property
+    def captions(self) -> list[TextKey]:
+        """Texts of rows that no dataset has."""
+        keys = [key for course in self.courses for key in course.source.wanted(course.captions)]
+        return list(dict.fromkeys(keys))
+
+    @cached_property
     def wanted(self) -> list[TextKey]:
         """Texts that no dataset has, of captions and of the prompts of sample pictures."""
-        keys = [key for course in self.courses for key in course.source.wanted(course.captions)]
         length = self.job.sampling.t5_sequence_length
         assert length is not None
         told = [*self.job.sample_prompts]
         if told and self.job.sampling.cfg_scale != 1.0:
             told.append(self.job.sampling.negative_prompt)
-        return list(dict.fromkeys([*keys, *((prompt, length) for prompt in told)]))
+        return list(dict.fromkeys([*self.captions, *((prompt, length) for prompt in told)]))
 
     @cached_property
     def lineage(self) -> list[dict[str, Any]]:
@@ -124,6 +129,7 @@ def opened(
             dataset.path,
             texts=texts,
             extra_inputs=job.extra_of(dataset),
+            needed=needed(job, dataset),
             mask=job.masked(dataset),
         )
         unchecked = parts.refuse_strangers(source.encoded_by(), dataset.path)
@@ -134,6 +140,12 @@ def opened(
             )
     else:
         source = picture_source(job, dataset, texts, encode)
+    if not source.buckets():
+        first = source.rejects()[0]
+        raise JobError(
+            f"{dataset.path}: none of its {len(source)} rows can be read, as {first.where}: "
+            f"{first.reason}"
+        )
     objective = objective_of(job, dataset, timestep_shift=parts.timestep_shift)
     check_kind(objective, source.kind, task, dataset.path)
     batches = BucketBatches(source, job.batch_size, job.seed, drop_small=dataset.drop_small_buckets)
@@ -163,9 +175,10 @@ def picture_source(
         prompt_column=dataset.prompt_column,
         leave_out=dataset.leave_out,
         picture_roots=job.picture_roots,
+        masked=masked,
+        extra_inputs=job.extra_of(dataset),
+        needed=needed(job, dataset),
     )
-    if not rows.buckets():
-        raise JobError(f"{dataset.path}: none of its {len(rows)} rows can be read")
     length = job.sampling.t5_sequence_length
     assert length is not None
     return PictureSource(
@@ -178,3 +191,11 @@ def picture_source(
         extra_inputs=job.extra_of(dataset),
         mask=masked,
     )
+
+
+def needed(job: TrainJob, dataset: TrainDataset) -> list[str]:
+    """The further inputs of the job's that no row of a dataset may lack."""
+    names = {"embedded_guidance"} if job.guidance_of(dataset) == "row" else set()
+    if job.task_of(dataset).startswith("direct_distill"):
+        names |= {"seed"} if dataset.student_steps else {"seed", "num_inference_steps"}
+    return [name for name in job.extra_of(dataset) if name in names]

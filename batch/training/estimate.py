@@ -74,7 +74,7 @@ def memory(job: TrainJob, curriculum: Curriculum, dit: FluxTransformer) -> dict[
         "trained": 0 if job.trainable_models else 4 * numbers,
         "gradients": numbers * master * (1 + job.ordered * (curriculum.stream.per_step > 1)),
         "optimizer": numbers * state * master // 4,
-        "average": numbers * master if job.ema else 0,
+        "average": 4 * numbers if job.ema else 0,
         "activations": activations(job, curriculum, dit.spec),
     }
     return parts | {"all": sum(parts.values())}

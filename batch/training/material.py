@@ -13,16 +13,17 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from batch.errors import JobError, PictureError
+from batch.errors import JobError, PictureDown, PictureError
 from batch.manifest import Manifest
 from batch.targets.copy import local
 from batch.targets.dataset import Part, TargetDataset
 from batch.targets.files import Bucket, inventory
 from batch.targets.layout import tensor_names
 from batch.targets.text import Told, caption_id
+from batch.training.columns import Reject
 from batch.training.kept import Kept
-from batch.training.pictures import PictureRows, Reject
-from batch.training.source import Captions, inputs
+from batch.training.pictures import PictureRows
+from batch.training.source import Captions, inputs, refuse_unusable
 from flux_engine.encode import TextKey
 from flux_engine.training.material import Material
 from schemas.task import EXTRA_INPUTS
@@ -58,9 +59,11 @@ class TargetSource:
         *,
         texts: TextsByKey,
         extra_inputs: Iterable[str] = (),
+        needed: Iterable[str] = (),
         mask: bool = False,
     ) -> None:
-        """JobError for a column or a mask that its rows do not have."""
+        """`needed` are those of `extra_inputs` that no row may lack. JobError for a column or a
+        mask that its rows do not have."""
         self.address, self.texts, self.mask = address, texts, mask
         told = inventory(local(address)).identity["target"]
         names = [name for name in TENSORS if name in tensor_names(told)]
@@ -74,7 +77,24 @@ class TargetSource:
             raise JobError(f"{address}: mask is asked for, and its rows have none")
         self.extra = tuple(extra_inputs)
         refuse_lost(self.extra, {*RECORDED, *NOISE, *self.dataset.told.carried}, address)
+        self._rejects = self._surveyed(tuple(needed))
         self._lock = threading.Lock()
+
+    def _surveyed(self, needed: tuple[str, ...]) -> list[Reject]:
+        """Rows whose further values cannot be taken."""
+        out: list[Reject] = []
+        there = {*RECORDED, *self.dataset.told.carried}
+        columns = ["key", *(name for name in self.extra if name in there)]
+        for file in self.dataset.told.files if self.extra else ():
+            lines = pq.read_table(file.path, columns=columns).to_pylist()
+            for number, values in enumerate(lines, file.first):
+                where = self.dataset.where(number)
+                try:
+                    refuse_unusable(self.extra, needed, NOISE | values, where)
+                except JobError as error:
+                    why = str(error).removeprefix(f"{where}: ")
+                    out.append(Reject(number, where, values["key"], why))
+        return out
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -89,7 +109,9 @@ class TargetSource:
         return tuple(self.dataset.identity["target"].get("guidance", ()))
 
     def buckets(self) -> dict[Bucket, np.ndarray]:
-        return self.dataset.buckets()
+        lost = [reject.number for reject in self._rejects]
+        kept = {b: n[~np.isin(n, lost)] for b, n in self.dataset.buckets().items()}
+        return {bucket: rows for bucket, rows in kept.items() if len(rows)}
 
     def row_groups(self) -> np.ndarray:
         return self.dataset.row_groups()
@@ -149,7 +171,7 @@ class TargetSource:
         )
 
     def rejects(self) -> list[Reject]:
-        return []
+        return list(self._rejects)
 
     def lineage(self) -> dict[str, Any]:
         manifest = json.loads((local(self.address) / "manifest.json").read_text())
@@ -228,12 +250,15 @@ class PictureSource:
 
     def _readable(self, row: int) -> Material:
         """Of the row, or, where its picture cannot be decoded, of the next one of its size that
-        can: whoever asks, and whenever, is given the same. JobError if there is none."""
+        can: whoever asks, and whenever, is given the same. JobError if there is none. PictureDown
+        for one that cannot be had now, of which nobody knows whether it can be decoded."""
         for number in self._from(row):
             if number in self._broken:
                 continue
             try:
                 return self._kept.get(number) or self._made(number)
+            except PictureDown:
+                raise
             except PictureError as error:
                 if number not in self._broken:
                     logger.warning("row passed over", extra={"why": str(error)})

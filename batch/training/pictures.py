@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from batch.errors import ManifestError, PictureError
+from batch.errors import JobError, ManifestError, PictureDown, PictureError
 from batch.ingest.lines import Ref, refs_of
 from batch.manifest import Manifest
 from batch.media import Size, size_of, trained, weights
@@ -26,7 +26,8 @@ from batch.roots import Roots
 from batch.storage import S3
 from batch.targets.files import Bucket
 from batch.targets.groups import RowGroups
-from batch.training.columns import SIZES, check, size_told
+from batch.training.columns import SIZES, Reject, check, size_told
+from batch.training.source import refuse_unusable
 from flux_engine.sizes import training_size
 from schemas.records import TRAINING_SIZES
 
@@ -53,16 +54,6 @@ class PictureRow:
     carried: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Reject:
-    """A row that no bucket has, and why."""
-
-    number: int
-    where: str
-    key: str | None
-    reason: str
-
-
 class PictureRows:
     """Rows in the order of the files' names. May be sent to other processes, and lives in forks."""
 
@@ -78,12 +69,17 @@ class PictureRows:
         prompt_column: str = "prompt",
         leave_out: Sequence[str] = (),
         picture_roots: Sequence[str] = (),
+        masked: bool = False,
+        extra_inputs: Sequence[str] = (),
+        needed: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """`address`: a file, a folder or a glob, local or `s3://`. With `height` and `width` all
         rows have that size, else each the one that follows from its picture. `file_keys` are the
         columns that hold files: the picture's first, `mask` is one that is known by its name.
-        Another column of files has to be in `leave_out`. ManifestError for what does not fit."""
+        Another column of files has to be in `leave_out`. `masked`: no row is without its mask;
+        `extra_inputs` are columns whose values are taken, and `needed` those of them that no row
+        may lack. ManifestError for what does not fit."""
         if (height is None) != (width is None):
             raise ManifestError(f"height is {height} and width is {width}: give both, or neither")
         if len(set(file_keys)) != len(file_keys) or not file_keys or file_keys[0] == MASK:
@@ -103,6 +99,7 @@ class PictureRows:
         self._roots: tuple[int, Roots] | None = None
         self.files = manifest.files
         self.columns = check(manifest, self.keys, prompt_column, tuple(leave_out))
+        self.masked, self.extra, self.needed = masked, tuple(extra_inputs), tuple(needed)
         self.carried = tuple(
             name
             for name in self.columns
@@ -153,7 +150,7 @@ class PictureRows:
         return {bucket: np.array(out[bucket], np.int64) for bucket in sorted(out)}
 
     def rejects(self) -> list[Reject]:
-        """Rows that cannot be trained on, as far as sizes, headers and captions tell."""
+        """Rows that cannot be trained on, as far as columns and headers tell."""
         self._surveyed()
         return list(self._rejects)
 
@@ -163,12 +160,13 @@ class PictureRows:
         return np.repeat(np.arange(len(counts)), counts)
 
     def row(self, number: int) -> PictureRow:
-        """IndexError beyond the end; PictureError for a row that cannot be read, naming it."""
+        """IndexError beyond the end; PictureError for a row that cannot be read, PictureDown for
+        one that cannot be had now, naming it."""
         values, where = self._values(number)
         try:
             return self._row(int(number) % len(self), values, where)
         except PictureError as error:
-            raise PictureError(f"{where}: {error}") from None
+            raise type(error)(f"{where}: {error}") from None
 
     def _row(self, number: int, values: Mapping[str, Any], where: str) -> PictureRow:
         image, told = self._refs(values, self.keys[0]), size_told(values)
@@ -244,10 +242,13 @@ class PictureRows:
             self._rejects = []
             for number, (values, where) in enumerate(self._looked_at()):
                 try:
+                    refuse_unusable(self.extra, self.needed, values, where)
                     sizes[number] = self._size(values)
-                except PictureError as error:
-                    told = Reject(number, where, values.get(KEY), str(error))
-                    self._rejects.append(told)
+                except PictureDown as error:  # another rank may see the row
+                    raise PictureDown(f"{where}: {error}") from None
+                except (PictureError, JobError) as error:
+                    why = str(error).removeprefix(f"{where}: ")
+                    self._rejects.append(Reject(number, where, values.get(KEY), why))
             self._sizes = sizes
             if self._rejects:
                 told = self._rejects[0]
@@ -261,9 +262,12 @@ class PictureRows:
         """Of each row what a survey asks for: pictures only where no column has their sizes."""
         for place, file in enumerate(self.files):
             names = {*file.schema.names}
-            wanted = [name for name in (KEY, self.prompt, *SIZES) if name in names]
+            asked = dict.fromkeys((KEY, self.prompt, *SIZES, *self.extra))
+            wanted = [name for name in asked if name in names]
             if not {*SIZES} <= names:
                 wanted += self.keys
+            elif self.masked:
+                wanted.append(MASK)
             number = 0
             for group in range(len(self._counts[place])):
                 table = self._groups.fetched(place, group, wanted)
@@ -276,6 +280,9 @@ class PictureRows:
         """Width and height of a row's picture; PictureError for one that cannot be used."""
         if not isinstance(values[self.prompt], str):
             raise PictureError(f"{self.prompt}: there is no caption")
+        if self.masked and len(masks := self._refs(values, MASK)) != 1:
+            why = f"has {len(masks)} files" if masks else "is null"
+            raise PictureError(f"{MASK}: {why}, and the job trains with one of each row")
         if self.keys[0] not in values:
             told = size_told(values)
             if told is None:

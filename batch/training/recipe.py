@@ -37,9 +37,23 @@ def recipe_of(job: TrainJob, curriculum: Curriculum) -> dict[str, Any]:
     for n, (place, lineage) in enumerate(zip(places, curriculum.lineage, strict=True)):
         del place["path"]  # what lies elsewhere is the same by its content
         told[f"datasets.{n}"] = place | {"digest": lineage["digest"]}
+    for name in ("tokenizer_1_path", "tokenizer_2_path"):
+        del told[name]  # they count by content, if they do
     for name in ("lora_checkpoint", "preset_lora_path"):
         if told[name] is not None:
             told[name] = fingerprint(fetch(ModelSource(told[name])))
     length = job.sampling.t5_sequence_length if curriculum.pictures else None
-    weights = curriculum.parts.fingerprints["dit"]
-    return told | {"t5_sequence_length": length, "weights": sorted(weights.values())}
+    return told | {"t5_sequence_length": length} | weights_of(curriculum)
+
+
+def weights_of(curriculum: Curriculum) -> dict[str, list[str]]:
+    """Digests of the model's files that decide what is learned: the transformer's, the
+    autoencoder's if it encodes rows, the text encoders' and tokenizers' if they do."""
+    parts = curriculum.parts
+    out = {"weights": parts.fingerprints["dit"]}
+    if curriculum.pictures:
+        out["weights.vae"] = parts.fingerprints["vae"]
+    if curriculum.captions:
+        out |= {f"weights.{role}": parts.fingerprints[role] for role in ("clip", "t5")}
+        out |= {f"weights.{name}": files for name, files in parts.tokenizer_fingerprints.items()}
+    return {name: sorted(files.values()) for name, files in out.items()}

@@ -133,7 +133,7 @@ class Results:
             file = Path(folder) / FINAL_LORA
             dtype = getattr(torch, self.job.save_dtype)
             write_lora(lora, file, self.job.layout, dtype=dtype)
-            self.storage.replace(f"{name}.safetensors", file.read_bytes())
+            self.storage.replace_file(f"{name}.safetensors", file)
         logger.info("weights written", extra={"file": f"{name}.safetensors", "step": step})
 
     def words(self, step: int) -> dict[str, str]:

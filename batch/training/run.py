@@ -2,13 +2,14 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from batch.errors import JobError
+from batch.errors import BatchError, JobError, RunFailed
 from batch.output import RUN, Output, to_json
 from batch.run import check_nodes
 from batch.training.checkpoint import Checkpoints
@@ -16,6 +17,7 @@ from batch.training.curriculum import Curriculum
 from batch.training.recipe import recipe_of
 from batch.training.results import finished_at, unlike
 from batch.training.worker import TrainWorker
+from flux_engine.errors import EngineError
 from schemas.training import TrainJob
 
 logger = logging.getLogger(__name__)
@@ -41,17 +43,17 @@ def standing(job: TrainJob, curriculum: Curriculum) -> str:
     """What of the run is in the output; OutputError if it would be refused there."""
     output = Output(job.output_path, "parquet")
     output.check(recipe_of(job, curriculum), ())
-    steps = Checkpoints(output.storage).steps()
     if finished_at(output.storage) >= curriculum.stream.steps:
         unlike(output.storage, job)
-    done = max([finished_at(output.storage), *steps])
+    done = max(finished_at(output.storage), Checkpoints(output.storage).last())
     return f"{done} of {curriculum.stream.steps} steps are done in {job.output_path}"
 
 
 def train(
     job: TrainJob, curriculum: Curriculum, start: Callable[[], Stop], stop: Stop
 ) -> TrainReport:
-    """Learn until the end, or until somebody says stop. `job` is resolved and `checked`.
+    """Learn until the end, or until somebody says stop. `job` is resolved and `checked`. RunFailed
+    for what ends it once it has begun.
 
     `start` starts Ray and answers how to ask whether to stop; it is called if ranks are to be
     processes of their own. Otherwise `stop` is asked, and Ray is not needed.
@@ -63,21 +65,36 @@ def train(
     if finished_at(output.storage) >= steps and not unlike(output.storage, job):
         return TrainReport(steps, steps, steps)
     output.storage.replace(f"{RUN}/job.json", to_json(job.model_dump(mode="json")))
-    checkpoints = Checkpoints(output.storage)
-    resumed = max(checkpoints.steps(), default=0)
     count = workers_of(job, start_if_asked := Starter(start))
     if count == "local":
-        worker = TrainWorker(job)
-        worker.setup()
-        outcome = worker.run(Asked(stop))
+        with begun():
+            worker = TrainWorker(job)
+            worker.setup()
+            resumed = worker.step
+            outcome = worker.run(Asked(stop))
         return TrainReport(outcome.step, steps, resumed)
     from batch.training.ranks import run_on_ray  # Ray Train takes seconds to import
 
     stop = start_if_asked()
     check_nodes(output)
+    checkpoints = Checkpoints(output.storage)
+    resumed = checkpoints.last()
     run_on_ray(job, count, stop)
-    done = max(finished_at(output.storage), max(checkpoints.steps(), default=0))
+    done = finished_at(output.storage)
+    if done < steps:
+        done = max(done, checkpoints.last())
     return TrainReport(done, steps, resumed)
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """What ends a run that has begun is RunFailed, as it is on Ray: a job is refused before."""
+    try:
+        yield
+    except RunFailed:
+        raise
+    except (BatchError, EngineError) as error:
+        raise RunFailed(f"{type(error).__name__}: {error}") from error
 
 
 class Starter:

@@ -15,7 +15,7 @@ from batch.errors import JobError
 from batch.output import DATA
 from batch.storage import Storage
 from batch.targets.files import Bucket
-from batch.training.pictures import Reject
+from batch.training.columns import Reject
 from flux_engine.encode import TextKey
 from flux_engine.training.material import Material
 from schemas.targets import METADATA
@@ -143,3 +143,12 @@ def number(value: Any) -> int | float | None:
 
 
 BOUNDARIES = {"min_timestep_boundary": 0.0, "max_timestep_boundary": 1.0}
+
+
+def refuse_unusable(
+    names: Iterable[str], needed: Iterable[str], values: Mapping[str, Any], where: str
+) -> None:
+    """JobError for a row that lacks what it is `needed` for, or whose values cannot be taken."""
+    inputs(names, values, where)
+    if lost := [name for name in needed if values.get(name) is None]:
+        raise JobError(f"{where}: {', '.join(lost)}: there is no value, and the task needs one")

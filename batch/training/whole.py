@@ -1,7 +1,5 @@
 """A transformer that was trained as a whole, written as a model that an engine opens."""
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,22 +23,16 @@ def write_whole(
 ) -> None:
     """The folder `name`: the model's own folder but for its transformer, or, without a `source`,
     the transformer alone. In the place of one that may be there."""
-    if storage.local:
-        room = Path(storage.path("_run/tmp"))
-        room.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=room if storage.local else None) as folder:
-        made = Path(folder) / "model"
+    with storage.workshop() as made:
         if source is None:
             write_transformer(made, weights, spec, dtype=dtype, metadata=words)
         else:
             write_model(made, source, weights, spec, dtype=dtype, metadata=words)
-        if not storage.local:
-            storage.remove_folder(name)
-            for file in sorted(path for path in made.rglob("*") if path.is_file()):
-                place = f"{name}/{file.relative_to(made).as_posix()}"
-                storage.replace(place, file.read_bytes())
-            return
-        target = Path(storage.path(name))
-        if target.exists():
-            shutil.rmtree(target)
-        made.rename(target)
+        storage.replace_folder(name, made, transformer_in(made))
+
+
+def transformer_in(folder: Path) -> list[str]:
+    """The files of a model's transformer, an index behind what it names."""
+    files = (*folder.glob("flux1-*.safetensors"), *(folder / "transformer").glob("*.safetensors*"))
+    names = (file.relative_to(folder).as_posix() for file in files)
+    return sorted(names, key=lambda name: (name.endswith(".json"), name))

@@ -41,7 +41,10 @@ class Alone:
         pass
 
     def finish(self, parameters: Sequence[nn.Parameter]) -> None:
-        pass
+        """Of one that was not used, zeros, as in any other world: optimizers pass over None."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def gathered(self, values: Sequence[float]) -> list[float]:
         return list(values)

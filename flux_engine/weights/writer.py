@@ -38,10 +38,22 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         part.unlink(missing_ok=True)
 
 
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the host, each in memory of its own: an optimizer in eight bits has one table for all its
+    parameters, and the library writes nothing that two names share."""
+    out: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().contiguous().cpu()
+        place = here.untyped_storage().data_ptr()
+        out[name] = here.clone() if place in held else here
+        held.add(place)
+    return out
+
+
 def parts_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], memoryview]:
     """The header and the content of these tensors' file. The library has no fixed order of words,
     so the header is put together here."""
-    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    data = save(whole)
+    data = save(apart(tensors))
     last = LENGTH + int.from_bytes(data[:LENGTH], "little")
     return json.loads(data[LENGTH:last]), memoryview(data)[last:]

@@ -141,3 +141,13 @@ def test_an_address_says_where_and_the_environment_what_it_does_not(
     assert Place.parse("s3://b").endpoint == "http://minio:9000"
     with pytest.raises(StorageError, match="does not take access_key; known are endpoint_override"):
         Place.parse("s3://b/a?access_key=AKIA")
+
+
+@pytest.mark.parametrize("part", [2**26, 5 * 2**20])
+def test_a_file_takes_the_place_of_an_object_whatever_its_size(
+    place: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr(bucket, "PART_BYTES", part)
+    for data in (b"1" * 6 * 2**20, b"2" * 7 * 2**20, b"3"):
+        place.upload("object", file_of(tmp_path, data))
+        assert place.read("object") == data

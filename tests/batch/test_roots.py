@@ -5,7 +5,7 @@ import pytest
 
 from batch import roots
 from batch.bucket import Bucket
-from batch.errors import PictureError
+from batch.errors import PictureDown, PictureError
 from batch.roots import Folder, Roots, Store, root_of
 from batch.web import WebRoot
 from tests.batch.s3 import Server, serving
@@ -131,3 +131,17 @@ def test_of_a_file_of_many_only_the_part_has_to_be_small(
     assert Roots((str(tmp_path),)).read("a.tar", (3, 4)) == b"3456"
     with pytest.raises(PictureError, match="at most 4 are allowed"):
         Roots((str(tmp_path),)).read("a.tar")
+
+
+def test_what_cannot_be_read_now_is_told_from_what_is_not_there(server: Server) -> None:
+    Bucket(server.uri("m")).put("in/a.png", b"here")
+    places = Roots([server.uri("m")])
+    server.fail(share=1.0, methods=["GET", "HEAD"], status=403, code="AccessDenied")
+    try:
+        with pytest.raises(PictureDown, match=r"in/a\.png: cannot be read: "):
+            places.read("in/a.png")
+    finally:
+        server.fail()
+    with pytest.raises(PictureError, match=r"in/b\.png: cannot be read: ") as caught:
+        places.read("in/b.png")
+    assert not isinstance(caught.value, PictureDown)

@@ -3,12 +3,14 @@ import os
 import resource
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from batch.errors import StorageError
 from batch.storage import ATTEMPTS, STALE_S, Storage, name_of, open_uri
+from tests.batch.s3 import serving
 
 
 def test_the_first_of_two_publishers_stands(tmp_path: Path) -> None:
@@ -55,8 +57,13 @@ def test_only_old_attempts_are_swept(tmp_path: Path) -> None:
     (folder / "old.part").write_bytes(b"")
     old = time.time() - STALE_S - 60
     os.utime(folder / "old.part", (old, old))
+    for name in ("old", "new"):  # of checkpoints
+        (folder / name / "part").mkdir(parents=True)
+        (folder / name / "part" / "state.json").write_bytes(b"{}")
+    os.utime(folder / "old", (old, old))
     storage.sweep()
     assert storage.names(ATTEMPTS) == ["new.part"]
+    assert storage.folders(ATTEMPTS) == ["new"]
 
 
 def test_folders_are_listed_apart_from_files(tmp_path: Path) -> None:
@@ -120,3 +127,53 @@ def test_a_full_disk_is_called_so(
 )
 def test_the_name_of_an_address_is_the_end_of_its_path(uri: str, name: str) -> None:
     assert name_of(uri) == name
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    if request.param == "disk":
+        yield Storage(str(tmp_path / "out"))
+        return
+    with serving() as server:
+        yield Storage(server.uri("out"))
+
+
+def publish(storage: Storage, **files: str) -> None:
+    with storage.workshop() as made:
+        (made / "deep").mkdir(parents=True)
+        for name, content in files.items():
+            (made / "deep" / name).write_text(content)
+        (made / "MARK").write_text("")
+        storage.replace_folder("a/folder", made, ["MARK"])
+
+
+def test_a_folder_takes_the_place_of_another(either: Storage) -> None:
+    publish(either, one="1", two="2")
+    publish(either, two="3")
+    assert either.names("a/folder") == ["MARK"]
+    assert either.names("a/folder/deep") == ["two"]
+    assert either.read("a/folder/deep/two") == b"3"
+    if either.local:
+        assert either.folders(ATTEMPTS) == []
+
+
+def test_a_folder_that_is_half_in_a_bucket_has_no_mark(tmp_path: Path) -> None:
+    with serving() as server:
+        storage = Storage(server.uri("out"))
+        publish(storage, one="1")
+        server.fail(share=1.0, methods=["PUT"], status=403, code="AccessDenied")
+        with pytest.raises(StorageError, match=r"a/folder/deep/one cannot be written"):
+            publish(storage, one="2")
+        assert not storage.exists("a/folder/MARK")
+
+
+def test_a_file_is_published_and_fetched_without_holding_it(
+    either: Storage, tmp_path: Path
+) -> None:
+    for content in (b"1" * 100, b"2"):
+        (tmp_path / "file").write_bytes(content)
+        either.replace_file("a/file", tmp_path / "file")
+        either.download("a/file", tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        either.download("a/none", tmp_path / "copy")

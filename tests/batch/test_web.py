@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from batch import web
-from batch.errors import PictureError
+from batch.errors import PictureDown, PictureError
 from batch.web import WebRoot, is_public
 
 
@@ -36,6 +36,8 @@ class Site(http.server.BaseHTTPRequestHandler):
                 self.send_header("Content-Length", "100")
                 self.end_headers()
                 self.wfile.write(b"cut")
+            case "/pics/busy.png":
+                self.answer(503, b"")
             case _:
                 self.answer(404, b"")
 
@@ -102,6 +104,13 @@ def test_a_picture_below_the_root_is_fetched(root: WebRoot, port: int) -> None:
 def test_a_picture_that_cannot_be_fetched_says_why(root: WebRoot, name: str, why: str) -> None:
     with pytest.raises(PictureError, match=why):
         read(root, name)
+
+
+def test_what_may_be_had_later_is_told_from_what_may_not(root: WebRoot) -> None:
+    for name, later in (("busy.png", True), ("none.png", False)):
+        with pytest.raises(PictureError) as caught:
+            read(root, name)
+        assert isinstance(caught.value, PictureDown) is later
 
 
 def test_an_answer_is_cut_off_where_it_gets_too_large(

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
@@ -18,9 +21,12 @@ import yaml
 
 from batch.storage import Storage
 from batch.training.checkpoint import Checkpoint, Checkpoints
+from batch.training.look import checked
 from batch.training.metrics import read_metrics
+from batch.training.recipe import resolved
 from batch.training.texts import CACHE_VARIABLE
 from jobs import train
+from schemas.training import TrainJob
 from tests.batch.targets.made import Targets
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +145,32 @@ def test_a_wrong_job_is_refused_before_it_begins(
     assert ended.value.exit_code == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_is_not_as_it_was_written_ends_a_run_that_has_begun_as_broken(
+    tmp_path: Path, targets: Targets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows(seed: int) -> list[int]:
+        job = resolved(TrainJob.parse(yaml.safe_load(config(targets("pair"), seed).read_text())))
+        return [slot.row for slot in checked(job).stream.at(0).slots]
+
+    def config(folder: Path, seed: int) -> Path:
+        return write_job(tmp_path, "out", folder, seed=seed)
+
+    seed = next(seed for seed in range(20) if 0 not in rows(seed))  # the look draws others
+    folder = Path(shutil.copytree(targets("pair"), tmp_path / "changed"))
+    file = min((folder / "data").iterdir())
+    table = pq.read_table(file)
+    place = table.schema.get_field_index("noise_hash")
+    hashes = [bytes(8), *table.column(place).to_pylist()[1:]]
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(hashes, field.type)), file)
+    with pytest.raises(typer.Exit) as ended:
+        train.main(config(folder, seed))
+    assert ended.value.exit_code == 1
+    assert "NoiseError: " in (told := capsys.readouterr().err)
+    assert f"{file.name} row 0: noise of seed" in told
+    assert (tmp_path / "out" / "_run" / "job.json").exists()
 
 
 def test_killed_and_stopped_runs_go_on_to_the_same_bits(tmp_path: Path, targets: Targets) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,3 +69,16 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     groups(0, 0)
     with pytest.raises(TargetsError, match=r"0\.parquet: row group 1: "):
         groups(0, 1)
+
+
+def test_threads_may_ask_at_once(tmp_path: Path) -> None:
+    paths = files(tmp_path)
+    for _ in range(20):
+        groups = RowGroups(paths, ["a", "b"], 1)  # no room: each is read again
+
+        def first(n: int, groups: RowGroups = groups) -> int:
+            file, group = divmod(n % 6, 3)
+            return int(groups(file, group)["a"][0].as_py())
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(first, range(48))) == [2 * (n % 6) for n in range(48)]

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from batch.errors import OutputError
 from batch.storage import Storage
 from batch.training.checkpoint import COMPLETE, FOLDER, Checkpoint, Checkpoints, folder_of
+from flux_engine.training.optimizer import make_optimizer, restore_state, state_of
 from flux_engine.training.stepper import TrainingState
 from tests.batch.s3 import CREDENTIALS, serving
 
@@ -78,6 +80,34 @@ def test_a_torn_one_is_passed_over_and_named(
     assert equal(checkpoints.latest(), made(4))
 
 
+def damage(storage: Storage, name: str) -> None:
+    data = bytearray(storage.read(name))
+    data[-1] ^= 1
+    storage.replace(name, bytes(data))
+
+
+def test_a_damaged_one_is_written_again_and_until_then_costs_no_other(storage: Storage) -> None:
+    checkpoints = Checkpoints(storage, keep=1)
+    checkpoints.write(made(2))
+    checkpoints.write(made(6))
+    damage(storage, f"{folder_of(6)}/trainable.safetensors")
+    assert checkpoints.latest() is None
+    assert checkpoints.last() == (0 if storage.local else 6)
+    checkpoints.write(made(4))  # of a run that began again
+    assert equal(checkpoints.latest(), made(4))
+    checkpoints.write(made(6))
+    assert equal(checkpoints.latest(), made(6))
+    assert checkpoints.steps() == [6]
+
+
+def test_a_sound_one_stays_as_it_is(storage: Storage) -> None:
+    checkpoints = Checkpoints(storage)
+    checkpoints.write(made(2))
+    other = made(2)
+    checkpoints.write(Checkpoint(2, other.state, {"skipped": 7}))
+    assert equal(checkpoints.latest(), other)
+
+
 @pytest.mark.parametrize("file", ["trainable.safetensors", "state.json"])
 def test_a_file_that_is_not_as_it_was_written_makes_the_one_before_it_count(
     storage: Storage, file: str, caplog: pytest.LogCaptureFixture
@@ -85,10 +115,7 @@ def test_a_file_that_is_not_as_it_was_written_makes_the_one_before_it_count(
     checkpoints = Checkpoints(storage)
     checkpoints.write(made(2))
     checkpoints.write(made(4))
-    name = f"{folder_of(4)}/{file}"
-    data = bytearray(storage.read(name))
-    data[-1] ^= 1
-    storage.replace(name, bytes(data))
+    damage(storage, f"{folder_of(4)}/{file}")
     with caplog.at_level(logging.WARNING):
         assert equal(checkpoints.latest(), made(2))
     assert "damaged checkpoint" in caplog.text
@@ -116,3 +143,26 @@ def test_what_a_fallen_writer_left_is_not_in_the_way(tmp_path: Path) -> None:
     (tmp_path / FOLDER / "elsewhere").mkdir(parents=True)
     Checkpoints(storage).write(made(2))
     assert Checkpoints(storage).steps() == [2]
+
+
+def test_the_state_of_an_optimizer_in_eight_bits_goes_through_a_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    held = {name: nn.Parameter(torch.randn(64, 128)) for name in ("a", "b")}
+
+    def optimizer() -> torch.optim.Optimizer:
+        return make_optimizer("adamw8bit", held, rate=1e-3, weight_decay=0.0)
+
+    first = optimizer()
+    for parameter in held.values():
+        parameter.grad = torch.ones_like(parameter)
+    first.step()
+    tensors, told = state_of(first, held)
+    checkpoints = Checkpoints(Storage(str(tmp_path)))
+    checkpoints.write(Checkpoint(1, TrainingState(dict(held), tensors, {}, told), {}))
+    found = checkpoints.latest()
+    assert found is not None
+    second = optimizer()
+    restore_state(second, held, found.state.optimizer, found.state.told)
+    again, _ = state_of(second, held)
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)

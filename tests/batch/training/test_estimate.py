@@ -29,6 +29,15 @@ def test_numbers_are_those_of_the_run(tmp_path: Path, targets: Targets) -> None:
     assert told["all"] == sum(size for part, size in told.items() if part != "all")
 
 
+def test_an_average_is_as_wide_whatever_is_trained(tmp_path: Path, targets: Targets) -> None:
+    whole = {"trainable_models": "dit", "lora_rank": None, "lora_target_modules": None}
+    job = lesson(tmp_path, targets("cache"), master_dtype="bfloat16", **whole)
+    with torch.device("meta"):
+        dit = FluxTransformer(FluxSpec(double_blocks=1, single_blocks=1))
+    told = memory(job, checked(job), dit)
+    assert told["average"] == 4 * sum(p.numel() for p in dit.parameters())
+
+
 def test_the_published_model_fits_where_it_is_known_to(tmp_path: Path, targets: Targets) -> None:
     with torch.device("meta"):
         dit = FluxTransformer(FluxSpec())

@@ -1,21 +1,27 @@
 """Rows into what a trainer has of them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
-from batch.errors import JobError
+from batch.bucket import Bucket
+from batch.errors import JobError, PictureDown
 from batch.targets.dataset import TargetDataset
+from batch.training.curriculum import Course
 from batch.training.look import checked
 from batch.training.material import TargetSource
 from batch.training.source import Captions
 from batch.training.worker import TrainWorker
 from flux_engine.encode import TextKey
 from flux_engine.weights.load import load_models
+from tests.batch.s3 import Server, serving
 from tests.batch.targets.made import BUCKETS as SIZES
 from tests.batch.targets.made import CAPTIONS, Targets
 from tests.batch.training.lessons import lesson
+from tests.batch.training.tables import CAPTIONS as CAPTIONS_OF_TABLE
 from tests.batch.training.tables import picture, write_table
 
 PLAIN = Captions()
@@ -23,8 +29,20 @@ LENGTH = 20  # of the demo model's captions in T5 tokens
 KINDS = ("cache", "moments", "pair", "path", "velocity", "feature")
 
 
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
 class NoTexts(dict[TextKey, object]):
     """A dataset's own have to do."""
+
+
+def captions_of(course: Course) -> list[str]:
+    """Of what is given for each of a table's rows."""
+    made = (course.source.material(row, course.captions, dropped=False) for row in range(4))
+    return [one.caption for one in made]
 
 
 def source(targets: Targets, name: str, **values: object) -> TargetSource:
@@ -124,9 +142,63 @@ def test_masks_become_weights_of_latent_cells(tmp_path: Path) -> None:
     assert torch.equal(made.mask_1HW, torch.ones(1, 8, 8))
     missing = write_table(tmp_path / "none", mask=[None, mask, mask, mask])
     job = lesson(tmp_path / "out2", missing, data_file_keys="image,mask", batch_size=1)
-    (course,) = checked(job.model_copy(update={"max_steps": 1, "seed": 3})).courses
-    with pytest.raises(JobError, match=r"row 0 \(key k0\): mask is null"):
-        course.source.material(0, course.captions, dropped=False)
+    (course,) = checked(job).courses
+    assert {bucket: rows.tolist() for bucket, rows in course.source.buckets().items()} == {
+        (64, 64): [1, 2, 3]
+    }
+    (reject,) = course.source.rejects()
+    assert (reject.key, reject.where) == ("k0", "rows.parquet row 0")
+    assert reject.reason == "mask: is null, and the job trains with one of each row"
+
+
+def test_rows_whose_further_values_cannot_be_taken_are_told_of_and_in_no_bucket(
+    tmp_path: Path,
+) -> None:
+    columns = {"seed": [1, None, 3, 4], "num_inference_steps": [2, 2, 0, 2]}
+    sizes = {"image_width": [64] * 4, "image_height": [64] * 4}
+    table = write_table(tmp_path / "rows", **columns, **sizes)
+    values = {"task": "direct_distill", "extra_inputs": "seed,num_inference_steps"}
+    job = lesson(tmp_path / "out", table, **values)
+    (course,) = checked(job).courses
+    assert [rows.tolist() for rows in course.source.buckets().values()] == [[0, 3]]
+    assert {reject.key: reject.reason for reject in course.source.rejects()} == {
+        "k1": "seed: there is no value, and the task needs one",
+        "k2": "num_inference_steps is 0; allowed are integers from 1 on, below 2**63",
+    }
+    nulls = write_table(tmp_path / "nulls", **columns | {"seed": pa.nulls(4, pa.int64())})
+    with pytest.raises(JobError, match=r"none of its 4 rows .* row 0: seed: there is no value"):
+        checked(lesson(tmp_path / "out2", nulls, **values))
+
+
+def test_targets_whose_further_values_cannot_be_taken_are_in_no_bucket(targets: Targets) -> None:
+    found = source(targets, "cache", extra_inputs=("seed",), needed=("seed",))
+    assert found.buckets() == {}  # of a cache no seed is recorded
+    assert len(found.rejects()) == len(CAPTIONS)
+    assert "seed: there is no value" in found.rejects()[0].reason
+    assert source(targets, "pair", extra_inputs=("seed",), needed=("seed",)).rejects() == []
+
+
+def test_a_picture_that_cannot_be_had_now_is_not_passed_over(
+    tmp_path: Path, bucket: Server
+) -> None:
+    names = ["0.png", "1.png", "gone.png", "3.png"]
+    for n in (0, 1, 3):
+        Bucket(bucket.uri("pictures")).put(names[n], picture(64, 64, n)["bytes"])
+    table = write_table(
+        tmp_path / "rows",
+        image=[f"s3://bucket/pictures/{name}" for name in names],
+        image_width=[64] * 4,  # so that nobody looks before
+        image_height=[64] * 4,
+    )
+    job = lesson(tmp_path / "out", table, picture_roots=[bucket.uri("pictures")])
+    (course,) = checked(job).courses
+    bucket.fail(share=1.0, methods=["GET", "HEAD"], status=403, code="AccessDenied")
+    try:
+        with pytest.raises(PictureDown, match=r"row \d: s3://.*png: cannot be read"):
+            captions_of(course)  # the look has kept some rows, and not all
+    finally:
+        bucket.fail()
+    assert captions_of(course) == [*CAPTIONS_OF_TABLE[:2], *[CAPTIONS_OF_TABLE[3]] * 2]
 
 
 def test_sizes_are_those_of_the_pictures(tmp_path: Path) -> None:

@@ -24,16 +24,16 @@ def free_port() -> int:
 
 
 def parameters() -> list[nn.Parameter]:
-    shapes = [(7, 3), (5,), (2, 2)]
+    shapes = [(7, 3), (5,), (2, 2), (3,)]
     return [nn.Parameter(torch.zeros(shape)) for shape in shapes]
 
 
 def gradients(reduced: Reduction, held: list[nn.Parameter]) -> None:
     """Each micro-batch's own numbers, of sizes that make the order of a sum visible; the last
-    parameter is used by micro-batch 1 alone."""
+    parameter but one is used by micro-batch 1 alone, the last one by none."""
     for number in range(reduced.rank, MICRO_BATCHES, reduced.world):
         generator = torch.Generator().manual_seed(number)
-        for parameter in held[:-1] if number != 1 else held:
+        for parameter in held[:-2] if number != 1 else held[:-1]:
             drawn = torch.randn(parameter.shape, generator=generator) * 10.0**number
             parameter.grad = drawn if parameter.grad is None else parameter.grad + drawn
         reduced.after_backward(held)
@@ -73,6 +73,7 @@ def test_gradients_in_order_are_the_same_bits_for_one_rank_and_for_several(
     alone = parameters()
     gradients(Alone(), alone)
     wanted = [p.grad.tolist() for p in alone if p.grad is not None]
+    assert wanted[3:] == [[0.0] * 3]
     for told in ran("ordered", world, tmp_path):
         assert told["grads"] == wanted
         assert told["gathered"] == [0.0, 1.0, 2.0, 3.0]

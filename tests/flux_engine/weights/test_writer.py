@@ -41,3 +41,12 @@ def test_a_write_that_fails_leaves_the_old_file(
         write_tensors(file, {"z": torch.ones(1)}, {})
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_tensors_that_share_memory_are_written_each_for_itself(tmp_path: Path) -> None:
+    table = torch.arange(8.0)
+    write_tensors(tmp_path / "x", {"a|map": table, "b|map": table, "c": table[2:4]}, {})
+    read = load_file(tmp_path / "x")
+    assert torch.equal(read["a|map"], table)
+    assert torch.equal(read["b|map"], table)
+    assert torch.equal(read["c"], table[2:4])
