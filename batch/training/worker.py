@@ -186,7 +186,7 @@ class TrainWorker:
             self._tell(facts, seconds)
         if facts.skipped:
             self._left_out(facts)
-        if self.first and not facts.skipped:
+        if self.first:  # of a step that is left out as well: it counts
             self.results.after(self.step)
 
     def _left_out(self, facts: StepFacts) -> None:
