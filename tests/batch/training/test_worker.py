@@ -48,7 +48,8 @@ class Leaves(Quiet):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def leaving(self, step: int) -> bool:
+    def leaving(self, step: int, seconds: float) -> bool:
+        assert seconds > 0
         return step == self.step
 
 
