@@ -1,6 +1,5 @@
 """A training job: rows into a LoRA, or into a transformer that is trained as a whole."""
 
-import json
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +10,7 @@ from schemas.base import Schema
 from schemas.engine import ModelEntry
 from schemas.learning import Broken, Loss, OptimizerConfig, RateSchedule, Timesteps, changed
 from schemas.mapped import Count, flatten
+from schemas.older_words import in_our_words
 from schemas.sampling import Prompt, Sampling, Seed, Side
 from schemas.task import (
     DRAWN,
@@ -26,8 +26,6 @@ from schemas.task import (
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
 Alpha = Annotated[FiniteFloat, Field(gt=0.0)]
-
-INGEST = "is read by `python -m jobs.ingest` (kind: table), which makes a dataset of it: name that"
 
 
 class TrainJob(Schema):
@@ -111,34 +109,7 @@ class TrainJob(Schema):
     @model_validator(mode="before")
     @classmethod
     def _older_words(cls, values: Any) -> Any:
-        """Other ways to say the same: commas for lists, `dataset` for a single one."""
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        for name in ("dataset_base_path", "dataset_metadata_path"):
-            if name in values:
-                raise ValueError(f"{name}: {INGEST} as `dataset`")
-        if "dataset" in values:
-            if "datasets" in values:
-                raise ValueError("give dataset or datasets, not both")
-            values["datasets"] = [values.pop("dataset")]
-        if isinstance(values.get("datasets"), list | tuple):
-            values["datasets"] = [
-                {"path": one} if isinstance(one, str) else one for one in values["datasets"]
-            ]
-        for name in LISTS.intersection(values):
-            if isinstance(values[name], str):
-                values[name] = [one.strip() for one in values[name].split(",") if one.strip()]
-        if isinstance(values.get("model_paths"), str):
-            values["model_paths"] = paths_in(values["model_paths"])
-        told = [values.get("task"), *(d.get("task") for d in dicts(values.get("datasets")))]
-        for task in told:
-            if isinstance(task, str) and task.endswith(":data_process"):
-                raise ValueError(
-                    f"task {task}: is `python -m jobs.distill` with target kind cache here; "
-                    f"{task.replace('data_process', 'train')} then takes its dataset"
-                )
-        return values
+        return in_our_words(values)
 
     @field_validator("output_path", "lora_checkpoint", "preset_lora_path", "picture_roots")
     @classmethod
@@ -254,13 +225,35 @@ class TrainJob(Schema):
         weights = [dataset.weight for dataset in self.datasets]
         if None in weights and any(weights):
             raise ValueError("weight: give one to every dataset, or to none")
+        self._repeats_count()
         if self.sample_steps is not None and not self.sample_prompts:
             raise ValueError("sample_steps goes with sample_prompts")
         if self.sample_seed and not self.sample_prompts:
             raise ValueError("sample_seed goes with sample_prompts")
+        for name in ("seed", "rand_device", "denoising_strength"):
+            if name in changed(self.sampling):
+                raise ValueError(f"sampling.{name}: of no effect; the noise is of sample_seed")
         if self.sampling.loras:
             raise ValueError("sampling.loras: sample pictures wear what is trained, and no more")
         return self
+
+    def _repeats_count(self) -> None:
+        """ValueError for repeats that change neither where an epoch ends nor a dataset's share."""
+        repeats = [self.repeat_of(dataset) for dataset in self.datasets]
+        shared = self.weights is None and len(set(repeats)) > 1
+        if self.max_steps is not None and max(repeats) > 1 and not shared:
+            raise ValueError(
+                "dataset_repeat: of no effect with max_steps; epochs end by it, and where no "
+                "dataset has a weight, unlike repeats are their shares"
+            )
+        if self.weights is None:
+            return
+        for dataset in self.datasets[1:]:
+            if dataset.dataset_repeat is not None:
+                raise ValueError(
+                    f"{dataset.path}: dataset_repeat: of no effect with weight, by which datasets "
+                    "share; an epoch ends with the first one"
+                )
 
     @model_validator(mode="after")
     def _all_is_used(self) -> Self:
@@ -347,10 +340,6 @@ class TrainJob(Schema):
         return out
 
 
-LISTS = {
-    "data_file_keys", "extra_inputs", "fp8_models", "trainable_models", "lora_target_modules",
-    "model_id_with_origin_paths",
-}  # fmt: skip
 LORA_ONLY = {
     "lora_base_model", "lora_target_modules", "lora_rank", "lora_alpha", "ranks", "alphas",
     "lora_checkpoint", "lora_layout",
@@ -365,19 +354,3 @@ RESULTS = (
     "save_steps", "sample_", "sampling", "lora_layout", "save_dtype",
     "align_to_opensource_format", "remove_prefix_in_ckpt",
 )  # fmt: skip
-
-
-def dicts(values: Any) -> list[dict[str, Any]]:
-    return (
-        [one for one in values if isinstance(one, dict)] if isinstance(values, list | tuple) else []
-    )
-
-
-def paths_in(text: str) -> Any:
-    """A JSON list, as the existing trainer's command line has it, or a single path."""
-    if not text.lstrip().startswith("["):
-        return [text]
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"model_paths {text!r}: is no JSON list: {error}") from None

@@ -2,22 +2,31 @@
 
 from typing import Any
 
+from batch.errors import JobError
 from batch.training.curriculum import Curriculum
 from flux_engine.defaults import DEFAULTS, folder_defaults, model_folder
 from flux_engine.weights.fingerprint import fingerprint
 from flux_engine.weights.source import ModelSource, fetch
-from schemas.sampling import ModelDefaults, resolve
+from schemas.learning import changed
+from schemas.sampling import ModelDefaults, Sampling, resolve
 from schemas.training import TrainJob
+
+LENGTH = "t5_sequence_length"  # of captions too
 
 
 def resolved(job: TrainJob) -> TrainJob:
     """The job with every value of its sample pictures, as its model's folder or publication has
-    it; SourceError if there is no such folder."""
+    it. SourceError if there is no such folder, JobError for words about pictures that no
+    sample_prompts ask for."""
     values = {}
     if isinstance(job.model, str):
         values = folder_defaults(model_folder(job.model))
     defaults = ModelDefaults.parse(values, f"{job.model}/{DEFAULTS}")
-    return job.model_copy(update={"sampling": resolve(job.sampling, defaults)})
+    plain, told = resolve(Sampling(), defaults), resolve(job.sampling, defaults)
+    others = [name for name in changed(told) if getattr(told, name) != getattr(plain, name)]
+    if not job.sample_prompts and (idle := sorted({*others} - {LENGTH})):
+        raise JobError(f"sampling.{', '.join(idle)}: of no effect without sample_prompts")
+    return job.model_copy(update={"sampling": told})
 
 
 def recipe_of(job: TrainJob, curriculum: Curriculum) -> dict[str, Any]:

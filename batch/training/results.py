@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from batch.errors import OutputError
 from batch.output import RUN, to_json
 from batch.storage import Storage
 from batch.training.curriculum import Curriculum
@@ -39,6 +40,38 @@ def finished_at(storage: Storage) -> int:
     if not storage.exists(FINISHED):
         return 0
     return int(json.loads(storage.read(FINISHED))["step"])
+
+
+def settings(job: TrainJob) -> dict[str, dict[str, Any]]:
+    """What of a job decides how results look: written again at will, pictures, and as it learns."""
+    told = job.model_dump(mode="json")
+    pictures = ("sample_prompts", "sample_seed", "sampling") if job.sample_prompts else ()
+    return {
+        "weights": {"lora_layout": job.layout, "save_dtype": job.save_dtype},
+        "pictures": {name: told[name] for name in pictures},
+        "on_the_way": {name: told[name] for name in ("save_steps", "sample_steps")},
+    }
+
+
+def unlike(storage: Storage, job: TrainJob) -> bool:
+    """Whether a finished run's results are to be written again, for the job wants others.
+    OutputError for what its last checkpoint does not have in it any more."""
+    there = json.loads(storage.read(FINISHED)).get("results")
+    here = settings(job)
+    if there is None or there == here:
+        return False
+    lost = [("on_the_way", "its steps are done")]
+    if there["pictures"]:
+        lost.append(("pictures", "its pictures are of those"))
+    for part, why in lost:
+        for name in {**there[part], **here[part]}:
+            was, now = there[part].get(name), here[part].get(name)
+            if was != now:
+                raise OutputError(
+                    f"{storage.uri}: is finished: {name} was {was!r} and is {now!r}, and {why}; "
+                    "give another output_path"
+                )
+    return True
 
 
 class Results:
@@ -78,7 +111,8 @@ class Results:
         lines = read_metrics(self.storage)
         text = page(self.job, lines, self.lineage, told, self._shown())
         self.storage.replace(PAGE, text.encode())
-        self.storage.replace(FINISHED, to_json({"step": step, "written": time.time(), **told}))
+        end = {"step": step, "written": time.time(), **told, "results": settings(self.job)}
+        self.storage.replace(FINISHED, to_json(end))
 
     def _weights(self, name: str, step: int) -> None:
         if isinstance(self.learner.trained, TrainedWeights):

@@ -15,7 +15,7 @@ from batch.run import check_nodes
 from batch.training.checkpoint import Checkpoints
 from batch.training.curriculum import Curriculum
 from batch.training.recipe import recipe_of
-from batch.training.results import finished_at
+from batch.training.results import finished_at, unlike
 from batch.training.worker import TrainWorker
 from flux_engine.errors import EngineError
 from schemas.training import TrainJob
@@ -43,6 +43,8 @@ def standing(job: TrainJob, curriculum: Curriculum) -> str:
     """What of the run is in the output; OutputError if it would be refused there."""
     output = Output(job.output_path, "parquet")
     output.check(recipe_of(job, curriculum), ())
+    if finished_at(output.storage) >= curriculum.stream.steps:
+        unlike(output.storage, job)
     done = max(finished_at(output.storage), Checkpoints(output.storage).last())
     return f"{done} of {curriculum.stream.steps} steps are done in {job.output_path}"
 
@@ -59,10 +61,10 @@ def train(
     output = Output(job.output_path, "parquet")
     output.claim(recipe_of(job, curriculum))
     output.storage.sweep()
-    output.storage.replace(f"{RUN}/job.json", to_json(job.model_dump(mode="json")))
     steps = curriculum.stream.steps
-    if finished_at(output.storage) >= steps:
+    if finished_at(output.storage) >= steps and not unlike(output.storage, job):
         return TrainReport(steps, steps, steps)
+    output.storage.replace(f"{RUN}/job.json", to_json(job.model_dump(mode="json")))
     count = workers_of(job, start_if_asked := Starter(start))
     if count == "local":
         with begun():

@@ -25,6 +25,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     "attention": ATTENTION,
     "all+globals": ("*",),
 }
+AUTO, LEAST = "auto", 512  # as DiffSynth-Studio chooses: in the blocks, neither side less than this
 
 
 @cache
@@ -44,13 +45,36 @@ def chosen_layers(
     diffusers' `to_q`) without those of its other parts.
     """
     if not patterns:
-        raise SettingError(f"no layers are named; there are {', '.join(PRESETS)}, or names")
-    wanted = matched([part for p in patterns for part in PRESETS.get(p, (p,))], spec)
-    left_out = matched([part for p in exclude for part in PRESETS.get(p, (p,))], spec)
+        raise SettingError(
+            f"no layers are named; there are {', '.join([*PRESETS, AUTO])}, or names"
+        )
+    wanted, left_out = (matched(expanded(some, spec), spec) for some in (patterns, exclude))
     chosen = tuple(n for n in linear_layers(spec) if n in wanted and n not in left_out)
     if not chosen:
         raise SettingError(f"of {', '.join(patterns)} nothing is left without {', '.join(exclude)}")
     return chosen
+
+
+def expanded(patterns: Iterable[str], spec: FluxSpec) -> list[str]:
+    """Patterns with what a preset's name stands for; SettingError if `auto` means nothing."""
+    out: list[str] = []
+    for pattern in patterns:
+        out += large(spec) if pattern == AUTO else PRESETS.get(pattern, (pattern,))
+    return out
+
+
+def large(spec: FluxSpec) -> list[str]:
+    found = [
+        name
+        for name, sides in linear_layers(spec).items()
+        if min(sides) >= LEAST and any(fnmatchcase(name, blocks) for blocks in BLOCKS)
+    ]
+    if not found:
+        raise SettingError(
+            f"{AUTO}: no layer of the blocks has both sides of {LEAST} or more; name layers, or "
+            f"{', '.join(PRESETS)}"
+        )
+    return found
 
 
 def matched(patterns: Iterable[str], spec: FluxSpec) -> set[str]:
@@ -81,7 +105,7 @@ def first_match(pattern: str, spec: FluxSpec) -> tuple[World, list[str]]:
         if found:
             return world, found
     some = ", ".join(
-        ["img_attn.qkv", "double_blocks.*.img_mlp.?", "single_blocks.*.linear1", *PRESETS]
+        ["img_attn.qkv", "double_blocks.*.img_mlp.?", "single_blocks.*.linear1", *PRESETS, AUTO]
     )
     raise SettingError(f"{pattern!r} matches no linear layer; patterns are such as {some}")
 
@@ -114,7 +138,7 @@ def by_pattern(
     """
     out: dict[str, float] = {}
     for pattern, value in values.items():
-        meant = matched(PRESETS.get(pattern, (pattern,)), spec) & set(layers)
+        meant = matched(expanded([pattern], spec), spec) & set(layers)
         if not meant:
             raise SettingError(f"{what}: {pattern!r} means no layer that is trained")
         if not meant - set(out):

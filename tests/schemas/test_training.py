@@ -37,8 +37,23 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data_file_keys": "image,kontext_images"}, "no objective here takes other pictures"),
     ({"datasets": ["a"]}, "give dataset or datasets, not both"),
     ({"dataset": None, "datasets": [{"path": "a", "weight": 1}, "b"]}, "weight: give one to every"),
+    ({"dataset_repeat": 50, "max_steps": 4}, "dataset_repeat: of no effect with max_steps"),
+    (
+        {
+            "dataset": None,
+            "datasets": [
+                {"path": "a", "weight": 1, "dataset_repeat": 2},
+                {"path": "b", "weight": 1, "dataset_repeat": 3},
+            ],
+        },
+        "b: dataset_repeat: of no effect with weight",
+    ),
     ({"dataset": None}, "datasets: is missing"),
     ({"sample_steps": 5}, "sample_steps goes with sample_prompts"),
+    (
+        {"sample_prompts": ["a"], "sampling": {"seed": 5}},
+        "sampling.seed: of no effect; the noise is of sample_seed",
+    ),
     ({"model": None}, "there is none of them"),
     ({"model_paths": ["a.safetensors"]}, "give model, or model_paths"),
     ({"model": None, "model_id_with_origin_paths": "a/b"}, "write it as owner/name:pattern"),
@@ -131,6 +146,14 @@ def test_extra_inputs_are_read_where_a_task_takes_them() -> None:
     assert job.extra_of(prior) == ("noise_scale", "embedded_guidance")
     assert job.extra_of(kd) == ()
     assert [job.guidance_of(dataset) for dataset in job.datasets] == ["row", "row", None]
+
+
+def test_repeats_are_shares_or_the_end_of_an_epoch() -> None:
+    told = [{"path": "a", "dataset_repeat": 2}, {"path": "b"}]
+    assert parsed(dataset=None, datasets=told, max_steps=5).max_steps == 5
+    assert parsed(dataset=None, datasets=told).repeat_of(parsed().datasets[0]) == 1
+    weighed = [{"path": "a", "weight": 1, "dataset_repeat": 2}, {"path": "b", "weight": 3}]
+    assert parsed(dataset=None, datasets=weighed, num_epochs=2).num_epochs == 2
 
 
 def test_where_and_how_fast_is_no_part_of_the_recipe() -> None:

@@ -28,6 +28,7 @@ ALONE = {"model": None, "model_paths": [DIT]}
     ("values", "error", "told"),
     [
         ({"lora_target_modules": "qkw"}, SettingError, "'qkw' matches no linear layer"),
+        ({"lora_target_modules": ""}, SettingError, "auto: no layer of the blocks has both"),
         ({"ranks": {"txt_attn.qkv": 2}}, SettingError, "means no layer that is trained"),
         ({"optimizer": {"kind": "torch.optim.Nothing"}}, SettingError, "no Nothing in torch"),
         ({"optimizer": {"options": {"warp": 9}}}, SettingError, "does not take warp"),

@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file, save_file
 
+from batch.errors import JobError
 from batch.training.look import checked
 from batch.training.recipe import recipe_of, resolved
 from flux_engine.defaults import model_folder
@@ -74,3 +76,16 @@ def test_values_of_sample_pictures_are_those_of_the_model() -> None:
     assert (resolved(job).sampling.height, resolved(job).sampling.t5_sequence_length) == (64, 20)
     files = TrainJob.parse({"output_path": "o", "model_paths": ["a"], "dataset": "d"})
     assert resolved(files).sampling.t5_sequence_length == 512
+
+
+def test_words_about_sample_pictures_need_prompts(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"sampling\.cfg_scale, tiled: of no effect without sample_"):
+        lesson(
+            tmp_path, tmp_path, sampling={"cfg_scale": 7, "tiled": True, "t5_sequence_length": 16}
+        )
+    job = lesson(tmp_path, tmp_path, sampling={"t5_sequence_length": 16})
+    assert job.sampling.t5_sequence_length == 16
+    again = resolved(TrainJob.parse(job.model_dump(mode="json")))  # as it was written down
+    assert again == job
+    shown = lesson(tmp_path, tmp_path, sampling={"cfg_scale": 7}, sample_prompts=["a"])
+    assert shown.sampling.cfg_scale == 7

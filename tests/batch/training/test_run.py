@@ -1,8 +1,12 @@
 """A training job from its datasets to its result, without Ray."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from batch.errors import OutputError
 from batch.training.look import checked
@@ -44,6 +48,53 @@ def test_another_recipe_or_other_rows_are_refused(tmp_path: Path, targets: Targe
         standing(other, checked(other))
     with pytest.raises(OutputError, match=r"datasets\.0 was"):
         go(lesson(tmp_path / "out", targets("pair")))
+
+
+def test_a_finished_run_is_written_again_as_another_layout_or_type(
+    tmp_path: Path, targets: Targets
+) -> None:
+    file, page = tmp_path / "out" / "lora.safetensors", tmp_path / "out" / "training.html"
+    go(lesson(tmp_path / "out", targets("cache")))
+    for values in ({"lora_layout": "kohya"}, {"save_dtype": "float32"}, {"sample_prompts": ["a"]}):
+        before = page.stat().st_mtime_ns
+        told = {"lora_layout": "kohya"} | values
+        job = lesson(tmp_path / "out", targets("cache"), **told)
+        assert go(job) == (6, 6, 6)
+        assert page.stat().st_mtime_ns != before
+        there = json.loads((tmp_path / "out" / "_run" / "job.json").read_text())
+        assert there["lora_layout"] == "kohya"
+        assert any(name.startswith("lora_unet_") for name in load_file(file))
+    assert [path.name for path in (tmp_path / "out" / "samples").iterdir()] == [
+        "step-000006-00.png"
+    ]
+    go(lesson(tmp_path / "at once", targets("cache"), lora_layout="kohya"))
+    wanted, found = load_file(tmp_path / "at once" / "lora.safetensors"), load_file(file)
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    before = page.stat().st_mtime_ns
+    assert go(job) == (6, 6, 6)
+    assert page.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"save_steps": 2}, "save_steps was None and is 2, and its steps are done"),
+        ({"sample_prompts": ["b"]}, r"sample_prompts was \['a'\] and is \['b'\], and its pictures"),
+        ({"sample_seed": 3}, "sample_seed was 0 and is 3"),
+    ],
+)
+def test_what_a_finished_run_cannot_have_any_more_is_refused(
+    values: dict[str, Any], told: str, tmp_path: Path, targets: Targets
+) -> None:
+    go(lesson(tmp_path / "out", targets("cache"), max_steps=1, sample_prompts=["a"]))
+    before = (tmp_path / "out" / "_run" / "job.json").read_bytes()
+    other = {"max_steps": 1, "sample_prompts": ["a"]} | values
+    job = lesson(tmp_path / "out", targets("cache"), **other)
+    for refused in (lambda: go(job), lambda: standing(job, checked(job))):
+        with pytest.raises(OutputError, match=f"is finished: {told}"):
+            refused()
+    assert (tmp_path / "out" / "_run" / "job.json").read_bytes() == before
 
 
 def test_without_a_gpu_one_process_is_enough(

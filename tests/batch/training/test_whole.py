@@ -44,6 +44,7 @@ def test_of_files_the_transformer_alone_is_written(tmp_path: Path, targets: Targ
     job = lesson(tmp_path, targets("cache"), model=None, model_paths=[str(file)], **WHOLE)
     learned(job.model_copy(update={"sampling": job.sampling}))
     (written,) = (tmp_path / "model").iterdir()
+    assert written.name == "flux1-trained.safetensors"
     assert load_models([[written]], dtype=torch.float32).dit is not None
 
 

@@ -21,6 +21,16 @@ def test_presets_have_as_many_layers_as_published() -> None:
     assert sum(name.startswith("double") for name in both) == 190
 
 
+def test_auto_means_the_large_layers_of_the_blocks() -> None:
+    assert chosen_layers(["auto"], DEV) == chosen_layers(["all"], DEV)
+    narrow = FluxSpec(width=512, heads=4, inner=256)
+    chosen = chosen_layers(["auto"], narrow)
+    assert "double_blocks.0.img_attn.qkv" in chosen
+    assert "double_blocks.0.img_mlp.0" not in chosen
+    with pytest.raises(SettingError, match="auto: no layer of the blocks has both sides of 512"):
+        chosen_layers(["auto"], TINY)
+
+
 def test_rank_32_on_all_layers_has_the_published_number_of_parameters() -> None:
     sizes = [linear_layers(DEV)[name] for name in chosen_layers(["all"], DEV)]
     assert sum(32 * (rows + columns) for rows, columns in sizes) == 153_157_632
