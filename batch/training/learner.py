@@ -1,5 +1,6 @@
 """The model that learns, with what is trained on it, its optimizer and its steps."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ from flux_engine.weights.lora.names import Sizes
 from flux_engine.weights.lora.read import lora_file, read_lora
 from flux_engine.weights.source import ModelSource, fetch
 from schemas.training import TrainJob
+
+logger = logging.getLogger(__name__)
 
 
 class Learner:
@@ -146,5 +149,9 @@ def trained_on(dit: FluxTransformer, job: TrainJob) -> TrainedLora | TrainedWeig
     trained = TrainedLora(dit, shape_of(job), seed=job.seed)
     if job.lora_checkpoint is not None:
         file = lora_file(fetch(ModelSource(job.lora_checkpoint)))
-        trained.load(read_lora(file, Sizes(dit.spec)))
+        if fresh := trained.load(read_lora(file, Sizes(dit.spec))):
+            logger.warning(
+                "lora_checkpoint says nothing of some layers, which begin anew",
+                extra={"lora_checkpoint": str(file), "layers": len(fresh), "first": fresh[0]},
+            )
     return trained

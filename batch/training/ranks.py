@@ -24,7 +24,9 @@ from flux_engine.training.reduction import Ordered, Reduction, Summed
 from schemas.training import TrainJob
 
 ASKED_EVERY_S = 0.2
-LEAVING_EVERY = 10  # steps between two times that ranks agree on whether a machine goes away
+# whether a machine goes away is asked of all ranks at once: after each step that takes this long,
+LEAVING_S = 1.0
+LEAVING_EVERY = 10  # and where they are shorter, after so many
 STATE = f"{RUN}/ray"  # what Ray Train keeps of a run while it runs
 
 logger = logging.getLogger(__name__)
@@ -68,14 +70,19 @@ class RankSignals:
             self._waiting = self.flag.is_asked.remote()
         return self._asked
 
-    def leaving(self, step: int) -> bool:
+    def leaving(self, step: int, seconds: float) -> bool:
         """Once: a checkpoint more than one helps nobody."""
-        if self._left or step % LEAVING_EVERY:
+        if self._left or not is_asked_after(step, seconds):
             return False
         self._left = ray.train.get_preemption_info() is not None
         if self._left:
             logger.warning("a machine is about to be taken away", extra={"step": step})
         return self._left
+
+
+def is_asked_after(step: int, seconds: float) -> bool:
+    """Whether ranks ask each other after this step, of which all are told the same seconds."""
+    return seconds >= LEAVING_S or step % LEAVING_EVERY == 0
 
 
 def rank_main(config: dict[str, Any]) -> None:

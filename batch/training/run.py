@@ -118,7 +118,7 @@ class Asked:
     def stop(self) -> bool:
         return self._stop()
 
-    def leaving(self, step: int) -> bool:  # noqa: ARG002
+    def leaving(self, step: int, seconds: float) -> bool:  # noqa: ARG002
         return False
 
 

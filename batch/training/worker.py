@@ -37,8 +37,9 @@ class Signals(Protocol):
     def stop(self) -> bool:
         """Whether this rank has been asked to end."""
 
-    def leaving(self, step: int) -> bool:
-        """Whether some rank's machine is about to be taken away; all ranks are answered alike."""
+    def leaving(self, step: int, seconds: float) -> bool:
+        """Whether some rank's machine is about to be taken away; all ranks are answered alike.
+        `seconds` have gone by since the last step ended, on the slowest rank: all are told so."""
 
 
 class Quiet:
@@ -47,7 +48,7 @@ class Quiet:
     def stop(self) -> bool:
         return False
 
-    def leaving(self, step: int) -> bool:  # noqa: ARG002
+    def leaving(self, step: int, seconds: float) -> bool:  # noqa: ARG002
         return False
 
 
@@ -146,12 +147,16 @@ class TrainWorker:
                 self.autoencoder.coder,
                 self.texts,
             )
+        ended = time.monotonic()
         try:
             for work in self.loader.steps(self.step):
                 self._one(work)
-                stopping = self.reduction.any(mine=signals.stop())
+                mine = [float(signals.stop()), time.monotonic() - ended]
+                ended = time.monotonic()
+                asked, seconds = self.reduction.most(mine)
+                stopping = bool(asked)
                 due = self.step % self.job.checkpoint_steps == 0 or self.step == steps
-                if due or stopping or signals.leaving(self.step):
+                if due or stopping or signals.leaving(self.step, seconds):
                     self._keep()
                 if stopping and self.step < steps:
                     logger.warning("stopped", extra={"step": self.step, "of": steps})
@@ -186,7 +191,7 @@ class TrainWorker:
             self._tell(facts, seconds)
         if facts.skipped:
             self._left_out(facts)
-        if self.first and not facts.skipped:
+        if self.first:  # of a step that is left out as well: it counts
             self.results.after(self.step)
 
     def _left_out(self, facts: StepFacts) -> None:

@@ -31,6 +31,9 @@ class Reduction(Protocol):
     def any(self, *, mine: bool) -> bool:
         """Whether it is so for any rank."""
 
+    def most(self, mine: Sequence[float]) -> list[float]:
+        """Of each value the largest that a rank has; in float64, so that all are told alike."""
+
 
 class Alone:
     """One process: gradients add up where they are."""
@@ -55,6 +58,9 @@ class Alone:
     def any(self, *, mine: bool) -> bool:
         return mine
 
+    def most(self, mine: Sequence[float]) -> list[float]:
+        return list(mine)
+
 
 class Group:
     """The ranks of a process group that torch.distributed has started."""
@@ -75,9 +81,13 @@ class Group:
         return [name for names in everyone for name in names]
 
     def any(self, *, mine: bool) -> bool:
-        flag = torch.tensor([float(mine)], device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
+        return bool(self.most([float(mine)])[0])
+
+    def most(self, mine: Sequence[float]) -> list[float]:
+        values = torch.tensor(mine, dtype=torch.float64, device=self.device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        largest: list[float] = values.tolist()
+        return largest
 
 
 class Summed(Group):

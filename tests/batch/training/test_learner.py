@@ -1,5 +1,6 @@
 """The model that learns."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_a_lora_goes_on_from_a_file_and_another_is_merged_before(
     assert all("img_attn.qkv" in name or "linear1" in name for name in changed)
     with pytest.raises(CheckpointError, match="has rank 4, trained is 2"):
         learner(tmp_path, lora_checkpoint=file, lora_rank=2)
+
+
+def test_layers_that_a_file_says_nothing_of_are_told_of(
+    tmp_path: Path, targets: Targets, caplog: pytest.LogCaptureFixture
+) -> None:
+    learned(lesson(tmp_path / "first", targets("cache"), lora_target_modules=["img_attn.qkv"]))
+    file = str(tmp_path / "first" / "lora.safetensors")
+    with caplog.at_level(logging.WARNING):
+        learner(tmp_path, lora_checkpoint=file, lora_target_modules=["img_attn.qkv"])
+    assert "says nothing of" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        learner(tmp_path, lora_checkpoint=file)
+    (told,) = [record for record in caplog.records if "says nothing of" in record.message]
+    assert told.first == "single_blocks.0.linear1"  # type: ignore[attr-defined]
 
 
 def test_what_is_written_is_the_average_where_there_is_one(tmp_path: Path) -> None:

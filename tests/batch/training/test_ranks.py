@@ -13,7 +13,7 @@ import torch
 from batch.errors import RunFailed
 from batch.storage import Storage
 from batch.training.checkpoint import Checkpoints
-from batch.training.ranks import run_on_ray
+from batch.training.ranks import is_asked_after, run_on_ray
 from tests.batch.targets.made import Targets
 from tests.batch.training.lessons import checkpoint, learned, lesson, tensors
 
@@ -29,6 +29,11 @@ def ranks() -> list[int]:
         if "RayTrainWorker" in words:
             found.append(process.pid)
     return found
+
+
+def test_long_steps_are_asked_after_each_and_short_ones_now_and_then() -> None:
+    assert all(is_asked_after(step, 7.5) for step in range(1, 12))
+    assert [step for step in range(1, 31) if is_asked_after(step, 0.2)] == [10, 20, 30]
 
 
 @pytest.mark.ray

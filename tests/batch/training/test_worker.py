@@ -48,7 +48,8 @@ class Leaves(Quiet):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def leaving(self, step: int) -> bool:
+    def leaving(self, step: int, seconds: float) -> bool:
+        assert seconds > 0
         return step == self.step
 
 
@@ -170,7 +171,7 @@ def poisoned(job: Any) -> TrainWorker:
 def test_a_sample_that_breaks_is_named_and_its_step_is_left_out(
     tmp_path: Path, targets: Targets, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = lesson(tmp_path, targets("cache"), nan={"skip": 100})
+    job = lesson(tmp_path, targets("cache"), nan={"skip": 100}, save_steps=1)
     with caplog.at_level(logging.WARNING):
         outcome = poisoned(job).run()
     assert outcome.complete
@@ -182,6 +183,8 @@ def test_a_sample_that_breaks_is_named_and_its_step_is_left_out(
     assert all(line["loss"] is None for line in broken)
     assert "(key row 2)" in str(caplog.records[-1].__dict__.get("in", caplog.text))
     assert checkpoint(job).told["skipped"] == len(broken)
+    saved = {path.name for path in tmp_path.glob("step-*.safetensors")}
+    assert saved == {f"step-{step:06d}.safetensors" for step in range(1, 6)}  # whatever broke
     state = checkpoint(job).state
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state.trainable.values())
 

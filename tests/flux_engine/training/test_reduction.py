@@ -53,6 +53,7 @@ def rank_of(rank: int, world: int, port: int, kind: str, out: str) -> None:
         "grads": [p.grad.tolist() for p in held if p.grad is not None],
         "gathered": reduced.gathered([float(i) for i in range(rank, MICRO_BATCHES, world)]),
         "names": reduced.names([f"row of {rank}"]),
+        "most": reduced.most([float(rank), -1.5 - rank]),
         "any": [reduced.any(mine=rank == 1), reduced.any(mine=False)],
     }
     Path(out, f"{kind}-{world}-{rank}.json").write_text(json.dumps(told))
@@ -79,6 +80,7 @@ def test_gradients_in_order_are_the_same_bits_for_one_rank_and_for_several(
         assert told["gathered"] == [0.0, 1.0, 2.0, 3.0]
         assert told["names"] == [f"row of {rank}" for rank in range(world)]
         assert told["any"] == [True, False]
+        assert told["most"] == [world - 1.0, -1.5]
 
 
 def test_gradients_that_are_summed_differ_by_rounding_alone(tmp_path: Path) -> None:
