@@ -67,30 +67,29 @@ def started(file: Path) -> subprocess.Popen[str]:
 
 def whole_run(file: Path) -> float:
     """Seconds from the first step to the end."""
-    run = started(file)
-    assert run.stderr is not None
     began = 0.0
-    for line in run.stderr:
-        if not began and any(words in line for words in BEGUN):
-            began = time.monotonic()
-    if run.wait():
-        raise SystemExit("the undisturbed run failed")
+    with started(file) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if not began and any(words in line for words in BEGUN):
+                began = time.monotonic()
+    if run.returncode:
+        raise SystemExit(f"{file}: the run ended with {run.returncode}")
     return time.monotonic() - began
 
 
 def cut_run(file: Path, seconds: float) -> bool:
     """Kill it so long after its first step; whether it was over before."""
-    run = started(file)
-    assert run.stderr is not None
-    for line in run.stderr:
-        if any(words in line for words in BEGUN):
-            break
-    try:
-        return run.wait(timeout=seconds) == 0
-    except subprocess.TimeoutExpired:
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
-        return False
+    with started(file) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if any(words in line for words in BEGUN):
+                break
+        try:
+            return run.wait(timeout=seconds) == 0
+        except subprocess.TimeoutExpired:
+            os.kill(run.pid, signal.SIGKILL)
+            return False
 
 
 def resume(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
