@@ -97,15 +97,15 @@ def restore_state(
 ) -> None:
     """Give an optimizer back what `state_of` took, bit for bit: nothing is cast."""
     on_host = frozenset(told["on_host"])
-    for name, parameter in parameters.items():
-        state: dict[str, Any] = {k: unplain(v) for k, v in told["fields"].get(name, {}).items()}
-        for where, value in tensors.items():
-            owner, _, field = where.rpartition("|")
-            if owner == name:
-                device = "cpu" if where in on_host else parameter.device
-                state[field] = value.detach().clone().to(device)
-        if state:
-            optimizer.state[parameter] = state
+    states: dict[str, dict[str, Any]] = {
+        name: {k: unplain(v) for k, v in fields.items()} for name, fields in told["fields"].items()
+    }
+    for where, value in tensors.items():
+        name, _, field = where.rpartition("|")
+        device = "cpu" if where in on_host else parameters[name].device
+        states.setdefault(name, {})[field] = value.detach().clone().to(device)
+    for name, state in states.items():
+        optimizer.state[parameters[name]] = state
     for group, kept in zip(optimizer.param_groups, told["groups"], strict=True):
         group.update({k: unplain(v) for k, v in kept.items()})
 

@@ -3,23 +3,22 @@
 A model of any size is so written without a second copy of it in memory.
 """
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flux_engine.errors import CheckpointError
+from flux_engine.weights.writer import write_parts
 
 WORDS: Mapping[torch.dtype, str] = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
-LENGTH = 8  # bytes before the header, which say how long it is; the header is a multiple of it
 
 
 def stream_tensors(
@@ -35,27 +34,16 @@ def stream_tensors(
     CheckpointError names a tensor with NaN or infinity in it, be it for lack of range; then there
     is no file.
     """
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    header: dict[str, Any] = {}
     place = 0
     for key, shape in shapes.items():
         end = place + math.prod(shape) * dtype.itemsize
         header[key] = {"dtype": WORDS[dtype], "shape": list(shape), "data_offsets": [place, end]}
         place = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % LENGTH)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as opened:
-            opened.write(len(text).to_bytes(LENGTH, "little"))
-            opened.write(text)
-            for key, shape in shapes.items():
-                opened.write(content(tensor(key), shape, dtype, where=f"{file}: {key}"))
-            opened.flush()
-            os.fsync(opened.fileno())
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    parts = (
+        content(tensor(key), shape, dtype, where=f"{file}: {key}") for key, shape in shapes.items()
+    )
+    write_parts(file, metadata, header, parts)
 
 
 def content(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,28 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write the file, in the place of one that may be there; same content, same bytes."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     header, data = parts_of(tensors)
+    write_parts(file, metadata, header, [data])
+
+
+def write_parts(
+    file: Path,
+    metadata: Mapping[str, str],
+    header: Mapping[str, Any],
+    content: Iterable[memoryview],
+) -> None:
+    """A safetensors file of its header and its content, which appears whole or not at all."""
     words = {"__metadata__": dict(sorted(metadata.items())), **header}
     text = json.dumps(words, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % LENGTH)
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as opened:
             opened.write(len(text).to_bytes(LENGTH, "little"))
             opened.write(text)
-            opened.write(data)
+            for data in content:
+                opened.write(data)
             opened.flush()
             os.fsync(opened.fileno())
         part.replace(file)

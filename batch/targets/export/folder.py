@@ -1,7 +1,6 @@
 """A folder that appears whole or not at all."""
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batch.errors import ExportError
+from batch.storage import sync
 
 INDEX = "index.json"
 
@@ -33,11 +33,6 @@ def whole(out: Path) -> Iterator[Path]:
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def write_index(folder: Path, values: Mapping[str, Any]) -> None:
