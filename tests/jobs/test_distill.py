@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.batch.doubles import write_manifest
+from tests.jobs import command
 
 ROOT = Path(__file__).parents[2]
 ROWS = 24
@@ -37,17 +38,11 @@ def write_job(folder: Path, name: str, **values: Any) -> Path:
 
 
 def start(config: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jobs.distill", "--config", str(config), *words]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True,
-    )  # fmt: skip
+    return command.start("distill", config, *words)
 
 
 def finished(config: Path, *words: str) -> tuple[int, str, str]:
-    process = start(config, *words)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    return command.ended(start(config, *words))
 
 
 def contents(output: Path) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jobs import cli
 from jobs.work import resolved
 from schemas.jobs import GenerateJob
 from tests.batch.doubles import column, data_bytes, write_manifest
+from tests.jobs import command
 
 PROMPTS = [
     f"a small {colour} circle at the top on a black background" for colour in ("red", "blue")
@@ -40,17 +40,9 @@ def write_job(tmp_path: Path, rows: int = 6, **values: Any) -> Path:
     return path
 
 
-def start(config: Path, *arguments: str) -> "subprocess.Popen[str]":
-    words = [sys.executable, "-m", "jobs.generate", "--config", str(config), *arguments]
+def start(config: Path, *words: str) -> "subprocess.Popen[str]":
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-    )
-
-
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    return command.start("generate", config, *words, environment=env)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +55,7 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     ],
 )
 def test_a_wrong_job_ends_with_2_and_starts_nothing(tmp_path: Path, change: str, why: str) -> None:
-    code, out, err = finish(start(write_job(tmp_path), "--set", change))
+    code, out, err = command.ended(start(write_job(tmp_path), "--set", change))
     assert (code, out) == (2, "")
     assert why in err
     assert "Traceback" not in err
@@ -71,7 +63,7 @@ def test_a_wrong_job_ends_with_2_and_starts_nothing(tmp_path: Path, change: str,
 
 
 def test_a_dry_run_prints_the_resolved_job_and_the_plan_and_stops(tmp_path: Path) -> None:
-    code, out, _ = finish(start(write_job(tmp_path), "--dry-run"))
+    code, out, _ = command.ended(start(write_job(tmp_path), "--dry-run"))
     assert code == 0
     job, _, plan = out.partition("\n}\n")
     assert json.loads(job + "}")["sampling"]["height"] == 64  # the model folder's own default
@@ -85,7 +77,7 @@ def test_a_dry_run_looks_at_the_output(tmp_path: Path) -> None:
     config = write_job(tmp_path)
     values = resolved(cli.load(GenerateJob, config, []))
     Output(values.output, values.format).claim(values.recipe())
-    code, _, err = finish(start(config, "--dry-run", "--set", "image_format=webp"))
+    code, _, err = command.ended(start(config, "--dry-run", "--set", "image_format=webp"))
     assert code == 2
     assert "image_format was 'png' and is 'webp'" in err
     assert "Traceback" not in err
@@ -94,7 +86,7 @@ def test_a_dry_run_looks_at_the_output(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_a_job_ends_with_one_line_of_facts_and_a_rerun_changes_nothing(tmp_path: Path) -> None:
     config = write_job(tmp_path)
-    code, out, err = finish(start(config))
+    code, out, err = command.ended(start(config))
     assert code == 0, err
     assert json.loads(out.splitlines()[-1]) == {
         "rows": 6,
@@ -105,7 +97,7 @@ def test_a_job_ends_with_one_line_of_facts_and_a_rerun_changes_nothing(tmp_path:
     }
     assert "6 of 6 rows" in err
     before = data_bytes(tmp_path / "out")
-    code, out, _ = finish(start(config))
+    code, out, _ = command.ended(start(config))
     assert code == 0
     assert json.loads(out.splitlines()[-1])["skipped"] == 6
     assert data_bytes(tmp_path / "out") == before
@@ -115,7 +107,7 @@ def test_a_job_ends_with_one_line_of_facts_and_a_rerun_changes_nothing(tmp_path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What 16 rows come out as when nobody disturbs the run."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, _, err = finish(start(write_job(folder, rows=16)))
+    code, _, err = command.ended(start(write_job(folder, rows=16)))
     assert code == 0, err
     return data_bytes(folder / "out")
 
@@ -132,13 +124,13 @@ def test_a_stopped_driver_is_taken_up_where_it_was(
     while not (data.is_dir() and any(data.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(kill)
-    assert finish(process)[0] == code
+    assert command.ended(process)[0] == code
     made = len(list(data.iterdir()))
     assert 1 <= made < 8
     for file in data.iterdir():
         assert pq.read_metadata(file).num_rows == 2
 
-    ended, out, err = finish(start(config))
+    ended, out, err = command.ended(start(config))
     assert ended == 0, err
     assert json.loads(out.splitlines()[-1])["done"] == 16
     assert data_bytes(tmp_path / "out") == undisturbed

@@ -15,6 +15,7 @@ import yaml
 from jobs.cli import load
 from schemas.ingest import IngestJob
 from tests.batch.ingest.material import folder, ingest, picture, rows
+from tests.jobs import command
 
 ROOT = Path(__file__).parents[2]
 ROWS = 160
@@ -32,17 +33,11 @@ def write_job(place: Path, name: str, **values: Any) -> Path:
 
 
 def start(config: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jobs.ingest", "--config", str(config), *words]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True,
-    )  # fmt: skip
+    return command.start("ingest", config, *words)
 
 
 def finished(config: Path, *words: str) -> tuple[int, str, str]:
-    process = start(config, *words)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    return command.ended(start(config, *words))
 
 
 def contents(output: Path) -> dict[str, bytes]:

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +27,8 @@ from batch.training.texts import CACHE_VARIABLE
 from jobs import train
 from schemas.training import TrainJob
 from tests.batch.targets.made import Targets
+from tests.jobs import command
 
-ROOT = Path(__file__).parents[2]
 PARTS = ("trainable", "optimizer", "average")
 
 
@@ -55,21 +54,15 @@ def write_job(folder: Path, name: str, dataset: Path, **values: Any) -> Path:
 
 
 def start(config: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jobs.train", "--config", str(config), *words]
     environment = os.environ | {
         CACHE_VARIABLE: str(config.parent / "texts"),
         "OMP_NUM_THREADS": "1",
     }
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True, env=environment,
-    )  # fmt: skip
+    return command.start("train", config, *words, environment=environment)
 
 
 def finished(config: Path, *words: str) -> tuple[int, str, str]:
-    process = start(config, *words)
-    out, err = process.communicate(timeout=400)
-    return process.returncode, out, err
+    return command.ended(start(config, *words), timeout=400)
 
 
 def state(folder: Path) -> Checkpoint:
