@@ -19,8 +19,9 @@ from typer.main import get_command
 
 from jobs import generate, submit
 from tests.batch.doubles import write_manifest
+from tests.jobs.command import ended, start
 from tests.jobs.head import ROOT
-from tests.jobs.test_generate import finish, start, write_job
+from tests.jobs.test_generate import write_job
 
 SCHEDULE = ROOT / "jobs" / "recipes" / "schedule"
 RAYJOB = json.loads((ROOT / "tests" / "data" / "rayjob-fields.json").read_text())
@@ -180,7 +181,7 @@ def test_a_tick_does_what_is_new_and_nothing_else(tmp_path: Path) -> None:
 
     def tick() -> tuple[int, int, float]:
         began = time.monotonic()
-        code, out, err = finish(start(config))
+        code, out, err = ended(start("generate", config))
         assert code == 0, err
         last = json.loads(out.splitlines()[-1])
         return last["done"], last["skipped"], time.monotonic() - began
