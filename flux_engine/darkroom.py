@@ -19,16 +19,10 @@ from flux_engine.vram.residency import Residency
 
 
 class Darkroom:
-    """Of one engine, as long as its weights are held in one way.
+    """Of one engine, as long as its weights are held in one way."""
 
-    If it does not `halve`, memory that runs out raises.
-    """
-
-    def __init__(
-        self, coder: PictureCoder, residency: Residency, planning: Planning, *, halves: bool = True
-    ) -> None:
+    def __init__(self, coder: PictureCoder, residency: Residency, planning: Planning) -> None:
         self.coder, self.residency, self.planning = coder, residency, planning
-        self.halves = halves
 
     def encode(
         self,
@@ -100,10 +94,7 @@ class Darkroom:
         chosen = size
         while members and not leaving():
             batch = members[:size]
-            if self.halves:
-                made = attempt(stage, size, partial(code, batch, size))
-            else:
-                made = code(batch, size)
+            made = attempt(stage, size, partial(code, batch, size))
             if made is None:
                 size //= 2
                 continue

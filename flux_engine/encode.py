@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +79,6 @@ class TextEncoder:
         self.models = models
         self.device, self.batch = device, batch
         self.loop: Loop = no_loop
-        self.halves = True  # where memory is short; else that raises
         self.encoded = 0  # prompts that went through the encoders
         self._cache: OrderedDict[tuple[str, int, str], Text] = OrderedDict()
         self._cache_bytes = cache_bytes
@@ -109,7 +109,7 @@ class TextEncoder:
             done = 0
             with self.loop("t5", -(-len(prompts) // size)):
                 for real, filled in fixed_batches(prompts, size):
-                    texts = self._attempted(filled, length)
+                    texts = attempt("text", size, partial(self._encode, filled, length))
                     if texts is None:
                         break
                     halved = size if size < chosen else 0
@@ -120,11 +120,6 @@ class TextEncoder:
                     done += len(real)
             prompts = prompts[done:]
             size = size // 2 if prompts else size
-
-    def _attempted(self, filled: list[str], length: int) -> list[Text] | None:
-        if not self.halves:
-            return self._encode(filled, length)
-        return attempt("text", len(filled), lambda: self._encode(filled, length))
 
     @torch.inference_mode()
     def _encode(self, prompts: list[str], length: int) -> list[Text]:

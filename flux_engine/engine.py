@@ -80,12 +80,7 @@ class FluxEngine:
         self.residency.leave()
         self.residency, self.planning = residency, planning
         self.text.loop, self.text.batch = residency.loop, planning.text_batch
-        self.darkroom = Darkroom(self.pictures, residency, planning, halves=self.darkroom.halves)
-
-    def keep_shapes(self) -> None:
-        """From now on texts and pictures are coded in the chosen numbers at once, or memory that
-        runs out raises: for whoever could not tell of less."""
-        self.text.halves = self.darkroom.halves = False
+        self.darkroom = Darkroom(self.pictures, residency, planning)
 
     @property
     def cell(self) -> int:
@@ -221,10 +216,9 @@ class FluxEngine:
         *,
         moments: bool = False,
         watch: Watch = ONLOOKER,
-    ) -> Iterator[tuple[int, Tensor]]:
+    ) -> Iterator[tuple[int, Coded]]:
         """Latents of pictures (3, H, W) in −1…1, as `PictureCoder.encode` answers, by number."""
-        made = self.darkroom.encode(pictures, tiling, moments=moments, watch=watch)
-        yield from ((i, coded.values) for i, coded in made)
+        return self.darkroom.encode(pictures, tiling, moments=moments, watch=watch)
 
     def encode_texts(
         self,

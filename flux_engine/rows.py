@@ -51,12 +51,11 @@ class Prepared:
 
     def halved(self, i: int, decoded: Coded | None) -> str:
         """The stages that took fewer than the chosen number at once, and how many."""
-        told = {
-            "text": min((n for text in self.texts_of(i) if (n := text.halved)), default=0),
-            "encode": self.pictures[i].halved if i in self.pictures else 0,
-            "decode": decoded.halved if decoded else 0,
-        }
-        return ", ".join(f"{stage} {n}" for stage, n in told.items() if n)
+        return shortages(
+            text=least(text.halved for text in self.texts_of(i)),
+            encode=self.pictures[i].halved if i in self.pictures else 0,
+            decode=decoded.halved if decoded else 0,
+        )
 
     def micro_batches(
         self, bucket: Bucket, members: Sequence[int], size: int, most: int
@@ -68,6 +67,17 @@ class Prepared:
             return self.outfits[i].key if beside else ""
 
         return mixed_batches(members, size, kind, most)
+
+
+def shortages(**batches: int) -> str:
+    """The stages that took fewer than the chosen number at once, and how many: `text 4, encode 2`;
+    0 is a stage that was not short."""
+    return ", ".join(f"{stage} {n}" for stage, n in batches.items() if n)
+
+
+def least(batches: Iterable[int]) -> int:
+    """The smallest batch of those that memory was short for; 0 if there is none."""
+    return min((n for n in batches if n), default=0)
 
 
 def stacked(made: Sequence[Denoised]) -> Tensor:

@@ -8,6 +8,7 @@ width, P width of a projection, Z latent channels.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from flux_engine.latents import pack, position_ids, unpack
 from flux_engine.request import ONLOOKER, GenerationRequest, LoraUse, Watch
 from flux_engine.rows import Prepared
 from flux_engine.sampling.denoise import rows_at, velocities_at
+from flux_engine.shortage import attempt
 
 TAP = re.compile(r"(double_blocks)\.(\d+)\.(img|txt)|(single_blocks)\.(\d+)")
 
@@ -37,10 +39,16 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A velocity (Z, H/8, W/8) in float32 on the host, and of each tap (tokens, P)."""
+    """A velocity (Z, H/8, W/8) in float32 on the host, and of each tap (tokens, P).
+
+    `micro_batch` is the number of queries it was among; `text_halved` how many prompts its text
+    was encoded among if memory was short, else 0.
+    """
 
     velocity: Tensor
     taps: Mapping[str, Tensor] = field(default_factory=dict)
+    micro_batch: int
+    text_halved: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +141,18 @@ class Teacher:
                 engine.loras.merge(outfits[members[0]], engine.residency)
                 size = engine.planning.micro_batch(bucket)
                 most = engine.planning.outfits(bucket)
-                for real, filled in rows.micro_batches(bucket, members, size, most):
+                while members:
                     if watch.leaving():
                         return
+                    real, filled = next(rows.micro_batches(bucket, members, size, most))
                     watch.at("denoise", real)
-                    yield from zip(real, self._answers(queries, filled, rows), strict=False)
+                    work = partial(self._answers, queries, filled, rows)
+                    made = attempt("denoise", len(filled), work)
+                    if made is None:
+                        size //= 2
+                        continue
+                    yield from zip(real, made, strict=False)
+                    members = members[len(real) :]
 
     def _answers(
         self, queries: Sequence[Query], members: Sequence[int], rows: Prepared
@@ -162,10 +177,15 @@ class Teacher:
         taps = {name: values.cpu() for name, values in tapped.items()}
         answers = unpack(velocity_BSC, height, width).cpu()
         return [
-            Answer(velocity=velocity, taps={name: values[i] for name, values in taps.items()})
+            Answer(
+                velocity=velocity,
+                taps={name: values[n] for name, values in taps.items()},
+                micro_batch=len(members),
+                text_halved=rows.texts_of(i)[0].halved,
+            )
             if torch.isfinite(velocity).all()
             else NumbersBroke("the velocity came out as NaN or infinity")
-            for i, velocity in enumerate(answers)
+            for n, (i, velocity) in enumerate(zip(members, answers, strict=True))
         ]
 
 

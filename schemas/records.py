@@ -77,7 +77,8 @@ class TargetRecord(Schema):
     t_noise_seed: tuple[int, ...] = ()
     t_noise_hash: tuple[str, ...] = ()
     guidances: tuple[float, ...] = ()
-    micro_batch: int | None = None
+    micro_batch: int | None = None  # of its answers the smallest, if they were in several
+    halved: str = ""  # as of a picture
     loras: tuple[LoraRecord, ...] = ()
     input_image_path: str | None = None
     input_image_sha256: str | None = None

@@ -35,6 +35,7 @@ from batch.wishes import Wish, rejected
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import RequestError
 from flux_engine.request import Generation, GenerationRequest
+from flux_engine.rows import Coded, least, shortages
 from flux_engine.sampling.schedule import sigmas
 from flux_engine.teacher import Answer, Query, Taps, Teacher
 from schemas.base import SchemaError
@@ -68,7 +69,6 @@ class DistillStage(GenerateStage):
     def setup(self) -> None:
         super().setup()
         self.model = cast("FluxEngine", self.engine)
-        self.model.keep_shapes()  # a target's record has no place for another one
         target, taps = self.job.target, None
         if isinstance(target, FeatureTarget):
             taps = Taps(names=target.taps, width=target.width, seed=target.seed)
@@ -185,7 +185,8 @@ class DistillStage(GenerateStage):
         if isinstance(self.job.target, CacheTarget):
             name = "moments" if self.job.target.moments else "latent"
             for i, latent in latents.items():
-                yield asked[i], ({name: latent} | dict(asked[i].beside), own(asked[i]))
+                told = own(asked[i]) | {"halved": shortages(encode=latent.halved)}
+                yield asked[i], ({name: latent.values} | dict(asked[i].beside), told)
             return
         yield from self._answers(asked, latents, listener)
 
@@ -203,6 +204,7 @@ class DistillStage(GenerateStage):
             "embedded_guidance": request.embedded_guidance,
             "cfg_scale": request.cfg_scale,
             "micro_batch": made.micro_batch,
+            "halved": made.halved,
             "loras": worn(asked, made.loras),
         }
         if made.trace is not None:
@@ -210,14 +212,14 @@ class DistillStage(GenerateStage):
         levels = sigmas(request.schedule, request.num_inference_steps, made.sigma_shift, 1.0)
         return {"latent": made.latents}, told | {"sigmas": tuple(levels.tolist())}
 
-    def _latents(self, asked: list[Asked], listener: Listener) -> dict[int, Tensor]:
+    def _latents(self, asked: list[Asked], listener: Listener) -> dict[int, Coded]:
         moments = isinstance(self.job.target, CacheTarget) and self.job.target.moments
         pictures = [cast("Tensor", one.request.input_image) for one in asked]
         watch = Listening(asked, listener)
         return dict(self.model.encode(pictures, moments=moments, watch=watch))
 
     def _answers(
-        self, asked: list[Asked], latents: dict[int, Tensor], listener: Listener
+        self, asked: list[Asked], latents: dict[int, Coded], listener: Listener
     ) -> Iterator[tuple[Asked, Found | RequestError]]:
         """Of pictures: what the teacher says at some noise levels."""
         target = self.job.target
@@ -226,7 +228,7 @@ class DistillStage(GenerateStage):
             i: levelled(
                 target,
                 f"{sample_id(asked[i].wish)} {asked[i].request.seed}",
-                latent,
+                latent.values,
                 asked[i].request.embedded_guidance,
                 self.job.dtype,
             )
@@ -252,8 +254,15 @@ class DistillStage(GenerateStage):
                 continue
             answers[i][question.level, question.guidance] = answer
             if len(answers[i]) == wanted[i]:
-                tensors = tensors_of(target, rows[i], answers.pop(i))
-                yield asked[i], (tensors, self._asked_for(asked[i], rows[i]))
+                given = answers.pop(i)
+                told = self._asked_for(asked[i], rows[i]) | {
+                    "micro_batch": min(one.micro_batch for one in given.values()),
+                    "halved": shortages(
+                        text=least(one.text_halved for one in given.values()),
+                        encode=latents[i].halved,
+                    ),
+                }
+                yield asked[i], (tensors_of(target, rows[i], given), told)
 
     def _asked_for(self, asked: Asked, row: Levelled) -> Values:
         shelf = self.model.loras.shelf
@@ -328,7 +337,8 @@ class DistillStage(GenerateStage):
                 if name not in told:
                     told.add(name)
                     text = texts[outfits[i].text_key][request.prompt, request.t5_sequence_length]
-                    yield Told(name, request.prompt, text.states_TW, text.pooled_P)
+                    tensors = text.states_TW, text.pooled_P
+                    yield Told(name, request.prompt, *tensors, text.halved)
 
     def _about(self, wish: Wish, which: int) -> GenerationRequest | None:
         """A request for nothing but a row's caption (0) or negative one (1); None if nobody can be

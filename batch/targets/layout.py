@@ -47,6 +47,7 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "t_noise_hash": pa.list_(HASH),
     "guidances": pa.list_(pa.float64()),
     "micro_batch": pa.int32(),
+    "halved": pa.string(),
     "loras": pa.list_(pa.struct(fields_of(LoraRecord))),
     "input_image_path": pa.string(),
     "input_image_sha256": pa.string(),

@@ -32,12 +32,16 @@ class TextError(BatchError):
 
 @dataclass(frozen=True)
 class Told:
-    """One caption with T5's states (T, W) and CLIP's pooled vector (P,)."""
+    """One caption with T5's states (T, W) and CLIP's pooled vector (P,).
+
+    `halved` is how many it was encoded among if memory was short of the chosen number, else 0.
+    """
 
     caption_id: str
     caption: str
     t5: Tensor
     clip: Tensor
+    halved: int = 0
 
 
 def caption_id(caption: str, length: int, encoders: Mapping[str, Any], changed: str = "") -> str:
@@ -56,6 +60,7 @@ def schema_of(identity: Mapping[str, Any]) -> pa.Schema:
             pa.field(shape, pa.list_(pa.int32())),
             pa.field(dtype, pa.string()),
         ]
+    fields.append(pa.field("halved", pa.int32()))
     return pa.schema(fields, metadata={METADATA: json.dumps(identity, sort_keys=True)})
 
 
@@ -64,8 +69,10 @@ def write_texts(file: BinaryIO, texts: Iterable[Told], identity: Mapping[str, An
     with pa.ipc.new_file(file, schema) as writer:
         for text in texts:
             row: dict[str, Any] = {
-                "caption_id": bytes.fromhex(text.caption_id), "caption": text.caption,
-            }  # fmt: skip
+                "caption_id": bytes.fromhex(text.caption_id),
+                "caption": text.caption,
+                "halved": text.halved,
+            }
             for name in NAMES:
                 tensor = stored(getattr(text, name))
                 told = (tensor.bytes, tensor.shape, tensor.dtype)
@@ -111,4 +118,5 @@ class TextTable:
         for name in NAMES:
             data, shape, dtype = (batch.column(column)[0] for column in triple(name))
             tensors[name] = loaded(memoryview(data.as_buffer()), shape.as_py(), dtype.as_py())
-        return Told(caption_id, batch.column("caption")[0].as_py(), **tensors)
+        caption, halved = (batch.column(name)[0].as_py() for name in ("caption", "halved"))
+        return Told(caption_id, caption, halved=halved, **tensors)

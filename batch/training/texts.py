@@ -102,7 +102,7 @@ class Texts:
     def _told(self, keys: Sequence[TextKey], encoder: TextEncoder) -> Iterator[Told]:
         for first in range(0, len(keys), BATCH):
             for key, text in encoder(keys[first : first + BATCH]).items():
-                yield Told(self._name(key), key[0], text.states_TW, text.pooled_P)
+                yield Told(self._name(key), key[0], text.states_TW, text.pooled_P, text.halved)
 
     def _opened(self) -> TextTable:
         if self._table is None:

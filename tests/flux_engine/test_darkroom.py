@@ -1,15 +1,13 @@
-from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
 
 from flux_engine.darkroom import Darkroom
-from flux_engine.encode import PictureCoder
 from flux_engine.request import ONLOOKER
 from flux_engine.rows import Denoised, Latents
 from tests.conftest import ShapesEngine
 from tests.flux_engine.asking import asked, noise, picture
+from tests.flux_engine.crowded import Crowded
 
 
 def darkroom(shapes_engine: ShapesEngine) -> Darkroom:
@@ -38,17 +36,6 @@ def test_only_full_batches_are_decoded_as_long_as_more_may_come(
     assert not latents
 
 
-class Crowded(PictureCoder):
-    """Has room for so many pictures at once."""
-
-    room = 1
-
-    def _laid_out(self, filled: Sequence[Tensor]) -> Tensor:
-        if len(filled) > self.room:
-            raise torch.OutOfMemoryError("no room on the card")
-        return super()._laid_out(filled)
-
-
 @pytest.mark.parametrize("room", [1, 2])
 def test_pictures_that_memory_is_too_short_for_are_coded_in_smaller_batches_and_say_so(
     room: int, shapes_engine: ShapesEngine
@@ -70,14 +57,9 @@ def test_pictures_that_memory_is_too_short_for_are_coded_in_smaller_batches_and_
     assert {coded.halved for coded in decoded.values()} == {room}
 
 
-def test_one_picture_that_does_not_fit_raises_and_so_do_more_if_shapes_are_to_be_kept(
-    shapes_engine: ShapesEngine,
-) -> None:
+def test_one_picture_that_does_not_fit_raises(shapes_engine: ShapesEngine) -> None:
     engine = shapes_engine(decode_batch=4)
     crowded = Crowded(engine.vae, engine.device, engine.dtype)
-    kept = Darkroom(crowded, engine.residency, engine.planning, halves=False)
-    with pytest.raises(torch.OutOfMemoryError):
-        list(kept.encode([picture(0)]))
     crowded.room = 0
     with pytest.raises(torch.OutOfMemoryError):
         list(Darkroom(crowded, engine.residency, engine.planning).encode([picture(0)]))

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from flux_engine import FluxEngine, Generation, NumbersBroke, RequestError, load_engine
 from flux_engine.encode import PictureCoder
-from flux_engine.models.dit import FluxTransformer
 from flux_engine.request import Outcome, Watch
 from flux_engine.sampling.schedule import flux_shift
 from flux_engine.vram.estimates import RESERVE
 from tests.conftest import ShapesEngine
 from tests.flux_engine.asking import asked, picture
+from tests.flux_engine.crowded import Watched
 from tests.flux_engine.held import ROOMY, held
 
 BROKEN = asked("broken", embedded_guidance=1e36)  # a thousand times that is infinite
@@ -23,28 +23,6 @@ BROKEN = asked("broken", embedded_guidance=1e36)  # a thousand times that is inf
 @pytest.fixture
 def engine(shapes_engine: ShapesEngine) -> FluxEngine:
     return shapes_engine()
-
-
-class Watched:
-    """A transformer that counts its table's makings, and has room for so many rows."""
-
-    def __init__(self, dit: FluxTransformer, room: int = 1000) -> None:
-        self.dit, self.room = dit, room
-        self.tables, self.batches = 0, list[int]()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.dit, name)
-
-    def modulate(self, c_BD: Tensor) -> Tensor:
-        self.tables += 1
-        return self.dit.modulate(c_BD)
-
-    def __call__(self, x_BSC: Tensor, *rest: Tensor) -> Tensor:
-        if len(x_BSC) > self.room:
-            raise torch.OutOfMemoryError("no room on the card")
-        self.batches.append(len(x_BSC))
-        out: Tensor = self.dit(x_BSC, *rest)
-        return out
 
 
 def same(one: Outcome, other: Outcome) -> bool:
@@ -331,8 +309,11 @@ def test_a_row_that_the_card_has_no_memory_for_is_an_answer_with_the_numbers() -
 
 def test_pictures_are_encoded_by_size_and_come_with_their_moments(engine: FluxEngine) -> None:
     pictures = [picture(1), picture(2, 80), picture(3), picture(4)]
-    means = dict(engine.encode(pictures))
-    moments = dict(engine.encode(pictures, moments=True))
+
+    def values(some: list[Tensor], *, moments: bool = False) -> dict[int, Tensor]:
+        return {i: made.values for i, made in engine.encode(some, moments=moments)}
+
+    means, moments = values(pictures), values(pictures, moments=True)
     assert [tuple(means[i].shape) for i in range(4)] == [
         (16, 8, 8),
         (16, 10, 8),
@@ -341,7 +322,7 @@ def test_pictures_are_encoded_by_size_and_come_with_their_moments(engine: FluxEn
     ]
     for i, mean in means.items():
         torch.testing.assert_close(moments[i][:16], mean)
-        assert torch.equal(dict(engine.encode([pictures[i]]))[0], mean)
+        assert torch.equal(values([pictures[i]])[0], mean)
     raw = engine.vae.moments(pictures[0][None])[1][0]
     spread = (0.5 * moments[0][16:]).exp()
     torch.testing.assert_close(spread, (0.5 * raw).exp() * 0.3611)

@@ -10,6 +10,7 @@ from flux_engine.teacher import Answer, Query, Taps, Teacher
 from tests.conftest import ShapesEngine
 from tests.flux_engine.adapters.wearing import file_of, use
 from tests.flux_engine.asking import asked, noise
+from tests.flux_engine.crowded import Watched
 
 LENGTH = 20
 
@@ -135,3 +136,22 @@ def test_it_tells_what_it_is_at_and_can_be_left(engine: FluxEngine) -> None:
     assert list(found) == [0, 1]
     assert watch.told == [("text", [0, 1, 2, 3, 4]), ("denoise", [0, 1])]
     assert dict(Teacher(engine).each([])) == {}
+
+
+def test_for_lack_of_memory_fewer_are_asked_about_at_once_and_answers_say_so(
+    shapes_engine: ShapesEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = [query(i, sigma=0.1 + 0.2 * i) for i in range(5)]
+    expected = answers(Teacher(shapes_engine(micro_batch=2)), *queries)
+    engine = shapes_engine(micro_batch=8)
+    taps = Taps(names=("single_blocks.0",), width=4)
+    teacher = Teacher(engine, taps)
+    monkeypatch.setattr(engine, "dit", Watched(engine.dit, room=3))
+    made = answers(teacher, *queries)
+    assert [one.micro_batch for one in made] == [2] * 5
+    for one, other in zip(made, expected, strict=True):
+        assert torch.equal(one.velocity, other.velocity)
+        assert set(one.taps) == {"single_blocks.0"}
+    monkeypatch.setattr(engine, "dit", Watched(engine.dit, room=0))
+    with pytest.raises(torch.OutOfMemoryError):
+        answers(teacher, query())

@@ -18,6 +18,7 @@ from batch.targets.noise import hash_of, noise_of
 from batch.targets.tensors import loaded
 from batch.targets.text import TextTable
 from batch.verify import verify
+from flux_engine import encode
 from flux_engine.errors import NumbersBroke
 from flux_engine.sampling.trace import states
 from flux_engine.teacher import Teacher
@@ -29,6 +30,7 @@ from tests.batch.targets.made import CAPTIONS, TARGETS, columns, make
 from tests.batch.test_loras import work as make_pictures
 from tests.conftest import ShapesEngine
 from tests.flux_engine.adapters.wearing import file_of
+from tests.flux_engine.crowded import Crowded, Watched
 
 
 def records(output: Path) -> dict[str, TargetRecord]:
@@ -237,6 +239,42 @@ def test_loras_that_pictures_were_made_with_are_not_the_teachers(
     work(tmp_path, manifest, target=target, sampling=sampling)
     made = records(tmp_path / "out")
     assert [[lora.scale for lora in record.loras] for record in made.values()] == [[0.5]] * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("pair", (1, "")), ("velocity", (1, "text 1, encode 1")), ("cache", (None, "encode 1"))],
+)
+def test_rows_that_memory_was_too_short_for_are_made_and_say_so(
+    name: str, told: tuple[int | None, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, t5_states = DistillStage.setup, encode.t5_states
+
+    def crowded(stage: DistillStage) -> None:
+        setup(stage)
+        engine = stage.model
+        coder = Crowded(engine.vae, engine.device, engine.dtype)
+        monkeypatch.setattr(engine.darkroom, "coder", coder)
+        monkeypatch.setattr(engine, "dit", Watched(engine.dit, room=1))
+
+    def narrow(t5: Any, ids_BT: torch.Tensor) -> torch.Tensor:
+        if len(ids_BT) > 1:
+            raise torch.OutOfMemoryError("no room on the card")
+        return t5_states(t5, ids_BT)
+
+    plain = records(make(tmp_path / "plain", name, dtype="float32"))
+    monkeypatch.setattr(DistillStage, "setup", crowded)
+    if name == "velocity":
+        monkeypatch.setattr(encode, "t5_states", narrow)
+    output = make(tmp_path / "crowded", name, dtype="float32")
+    for key, record in records(output).items():
+        assert (record.micro_batch, record.halved) == told
+        assert plain[key].halved == ""
+        for one in record.tensors:
+            wanted = tensor(plain[key], one)
+            assert (tensor(record, one) - wanted).norm() <= 1e-5 * wanted.norm()
+    table = TextTable(output / "text")
+    assert {table[i].halved for i in table.ids()} == {1 if name == "velocity" else 0}
 
 
 def test_a_seed_decides_what_the_teacher_is_asked(tmp_path: Path) -> None:

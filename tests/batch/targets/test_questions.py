@@ -25,7 +25,7 @@ def test_each_level_is_asked_about_with_each_guidance_and_without() -> None:
 def test_answers_are_put_together_by_level_and_guidance() -> None:
     row = levelled(TARGET, "ab", noise(1, 16, 8, 8), 2.0, "float32")
     answers = {
-        (m, g): Answer(velocity=torch.full((16, 8, 8), 10.0 * m + g))
+        (m, g): Answer(velocity=torch.full((16, 8, 8), 10.0 * m + g), micro_batch=2)
         for m in range(2)
         for g in (0, 1, -1)
     }
@@ -41,7 +41,7 @@ def test_without_a_word_of_guidance_it_is_the_rows_own() -> None:
     row = levelled(target, "ab", noise(1, 16, 8, 8), 2.5, "float16")
     assert row.guidances == (2.5,)
     taps = {"single_blocks.0": torch.ones(36, 8)}
-    answers = {(0, 0): Answer(velocity=torch.zeros(16, 8, 8), taps=taps)}
+    answers = {(0, 0): Answer(velocity=torch.zeros(16, 8, 8), taps=taps, micro_batch=2)}
     assert set(tensors_of(target, row, answers)) == {"latent", "tap_single_blocks_0"}
 
 

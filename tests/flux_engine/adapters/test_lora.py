@@ -13,7 +13,7 @@ from flux_engine.weights.lora.shelf import Shelf
 from tests.conftest import ShapesEngine
 from tests.flux_engine.adapters.wearing import dense_file, encoder_file, file_of, use
 from tests.flux_engine.asking import asked
-from tests.flux_engine.test_engine import Watched
+from tests.flux_engine.crowded import Watched
 
 
 @pytest.fixture
