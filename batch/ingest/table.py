@@ -6,17 +6,28 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
 
 from batch.errors import ManifestError
 from batch.ingest.lists import ENTRY, FAULT, FILE, OURS, STAMP, Rows, at
 from batch.storage import open_uri
 from schemas.ingest import Found, TableSource
+from schemas.manifest import PromptRow
 from schemas.records import TRAINING_COLUMNS
 
 Line = dict[str, Any]
+
+ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+NO = {int: "no whole number", float: "no number", bool: "neither true nor false"}
+NUMBERS = {  # columns whose cells are numbers in every job, also where a table has only text
+    name: kind
+    for name, hint in get_type_hints(PromptRow).items()
+    for kind in get_args(hint)
+    if kind in ARROW
+}
 
 
 class TableLister:
@@ -27,6 +38,7 @@ class TableLister:
         where = source.dataset_metadata_path
         self.name = PurePosixPath(where.partition("?")[0]).name
         self.lines = lines_of(where)
+        self.textual = not self.name.lower().endswith((".json", ".jsonl"))
         names = list(dict.fromkeys(name for line in self.lines for name in line))
         self.keys = ("image", *(key for key in source.data_file_keys if key != "image"))
         for name in (*self.keys, *source.leave_out):
@@ -71,7 +83,7 @@ class TableLister:
         }
         for name in self.keys:
             row[name] = self._files(name, line.get(name), faults)
-        row |= {name: line.get(name) for name in self.found.carried}
+        row |= {name: self._value(name, line.get(name), faults) for name in self.found.carried}
         return row | {FAULT: "; ".join(faults) or None}
 
     def _files(self, name: str, value: Any, faults: list[str]) -> Any:
@@ -85,12 +97,25 @@ class TableLister:
             return None
         return [at(path) for path in paths] if several else at(paths[0])
 
+    def _value(self, name: str, value: Any, faults: list[str]) -> Any:
+        """A cell as its column has it."""
+        if not self.textual or value is None or name not in NUMBERS:
+            return value
+        kind = NUMBERS[name]
+        try:
+            return TypeAdapter(kind).validate_python(value)
+        except ValidationError:
+            faults.append(f"{name}: {value!r} is {NO[kind]}")
+            return None
+
     def fields(self) -> list[pa.Field]:
         several = self.found.several
         files = [pa.field(n, pa.list_(FILE) if n in several else FILE) for n in self.keys]
         return [*files, *(self._field(name) for name in self.found.carried)]
 
     def _field(self, name: str) -> pa.Field:
+        if self.textual and name in NUMBERS:
+            return pa.field(name, ARROW[NUMBERS[name]])
         try:
             kind = pa.array([line.get(name) for line in self.lines]).type
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from batch.errors import ManifestError
+from batch.ingest.lists import FAULT
 from batch.ingest.table import TableLister, lines_of
 from schemas.ingest import TableSource
 from tests.batch.ingest.material import table
@@ -73,3 +75,24 @@ def test_a_row_is_known_again_by_what_it_says(tmp_path: Path) -> None:
     two = lister(table(tmp_path / "t.json", [*lines, {"image": "e", "prompt": "f"}])).entries()
     assert list(two) == ["t.json:0", "t.json:1", "t.json:2"]
     assert {name: two[name] for name in one} == one
+
+
+def test_a_csvs_columns_of_numbers_are_numbers_and_others_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "image,seed,cfg_scale,tiled,rank\n"
+        "a.png,9007199254740993,2.5,true,07\nb.png,,,,\nc.png,1.5,much,maybe,1\n"
+    )
+    told = lister(path)
+    kinds = {field.name: field.type for field in told.fields()}
+    assert kinds | {"seed": pa.int64(), "cfg_scale": pa.float64(), "tiled": pa.bool_()} == kinds
+    assert kinds["rank"] == pa.string()
+    good, empty, bad = told.rows(list(told.entries()))
+    names = ("seed", "cfg_scale", "tiled", "rank")
+    assert [good[name] for name in names] == [9007199254740993, 2.5, True, "07"]
+    assert [empty[name] for name in names] == [None] * 4
+    assert (good[FAULT], empty[FAULT]) == (None, None)
+    assert bad[FAULT] == (
+        "seed: '1.5' is no whole number; cfg_scale: 'much' is no number; "
+        "tiled: 'maybe' is neither true nor false"
+    )
