@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from batch.errors import LoraError, OutputError
-from batch.lora_files import LoraFiles
+from batch.errors import OutputError
 from batch.output import DATA, RUN
 from batch.storage import Storage
 from batch.targets.checks import AS_IS, CONTROLS, KINDS, Checks, Row
@@ -30,11 +29,11 @@ from batch.targets.layout import digest_of, from_row, tensor_names
 from batch.targets.noise import derived, hash_of, noise_of
 from batch.targets.text import SUFFIX, TEXT, TextError, TextTable, caption_id
 from batch.targets.verdict import Finding, Verdict, spread
+from batch.targets.worn import Wardrobe
 from flux_engine.engine import FluxEngine
 from flux_engine.sampling.trace import states
 from flux_engine.teacher import Taps, Teacher
 from schemas.jobs import DistillJob
-from schemas.lora import LoraEntry
 from schemas.records import TargetRecord
 from schemas.targets import METADATA, VERSION, FeatureTarget
 
@@ -286,29 +285,6 @@ def decoded(engine: FluxEngine, rows: Sequence[Row]) -> list[Tensor]:
     return out
 
 
-def with_loras(
-    records: Sequence[TargetRecord], job: DistillJob, folder: str, verdict: Verdict
-) -> list[Row]:
-    """Rows whose LoRAs can be had."""
-    files = LoraFiles((folder, *job.lora_roots))
-    named = {entry.name: entry for entry in job.sampling.loras}
-    out = []
-    for record in records:
-        own = [lora.name for lora in record.loras if lora.name not in named]
-        try:
-            uses = [
-                files.of_job(named[lora.name].model_copy(update={"scale": lora.scale}))
-                if lora.name in named
-                else files.of_row(LoraEntry(path=lora.name, scale=lora.scale))
-                for lora in record.loras
-            ]
-        except LoraError as error:
-            verdict.skipped.append(f"{record.key}: LoRAs {', '.join(own)}: {error}")
-            continue
-        out.append(Row(record, tuple(uses)))
-    return out
-
-
 def texts_of(storage: Storage, job: DistillJob) -> TextTable | None:
     """The table of an output on a disk; None where none is stored or it lies elsewhere."""
     if not job.store_text or not storage.local:
@@ -344,7 +320,13 @@ def verify_teacher(
 ) -> tuple[list[Tensor], list[str]]:
     """The second part; pictures of the sample and their captions."""
     verdict.findings.append(check_identity(dataset, engine))
-    rows = with_loras(sample.rows(), dataset.job, folder, verdict)
+    wardrobe = Wardrobe(dataset.job, folder, engine.loras.shelf)
+    worn = wardrobe.dress(sample.rows())
+    rows = worn.rows
+    verdict.skipped += worn.absent
+    if worn.changed or any(row.loras for row in rows):
+        facts = {"rows": sum(bool(row.loras) for row in rows)}
+        verdict.findings.append(Finding("LoRAs", not worn.changed, facts, worn.changed))
     if not rows:
         verdict.skipped.append("teacher: no row can be asked about")
         return [], []

@@ -18,7 +18,6 @@ from batch.targets.verification import (
     Sample,
     verify_rows,
     verify_teacher,
-    with_loras,
 )
 from flux_engine import FluxEngine
 from tests.batch.stages.test_distill import records, work
@@ -42,8 +41,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dataset(tmp_path_factory.mktemp("verified"), {"kind": "path"})
 
 
-def dataset(folder: Path, target: dict[str, Any], **values: Any) -> Path:
-    manifest = {"prompt": WORDS, "key": [f"k{i}" for i in range(len(WORDS))]}
+def dataset(
+    folder: Path, target: dict[str, Any], *, loras: list[Any] | None = None, **values: Any
+) -> Path:
+    manifest: dict[str, Any] = {"prompt": WORDS, "key": [f"k{i}" for i in range(len(WORDS))]}
+    manifest |= {"loras": loras} if loras else {}
     job, _ = work(folder, manifest, target=target, sampling={"num_inference_steps": 8}, **values)
     (folder / "out" / "_run" / "job.json").write_bytes(to_json(job.model_dump(mode="json")))
     return folder / "out"
@@ -189,15 +191,14 @@ def test_what_a_maker_found_when_it_asked_again_counts(made: Path, tmp_path: Pat
         assert (finding.passed, finding.facts["rows"]) == (passed, 1)
 
 
-def test_a_row_is_asked_about_with_the_scale_that_it_had(
+def test_loras_that_are_others_now_fail_by_name(
     tmp_path: Path, shapes_engine: ShapesEngine
 ) -> None:
     file = file_of(tmp_path / "m", shapes_engine())
-    manifest = {"key": ["a"], "prompt": ["a red circle"], "loras": [[{"path": str(file)}]]}
-    manifest["loras"][0][0]["scale"] = 0.25
-    job, _ = work(
-        tmp_path, manifest, target={"kind": "pair"}, sampling={"loras": [{"path": str(file)}]}
-    )
-    verdict = Verdict("here")
-    rows = with_loras([*records(tmp_path / "out").values()], job, str(tmp_path / "m"), verdict)
-    assert [[use.scale for use in row.loras] for row in rows] == [[0.25]]
+    output = dataset(tmp_path, {"kind": "pair"}, loras=[[{"path": file.name}], *[None] * 35])
+    finding = by_name(looked_at(output, shapes_engine()))["LoRAs"]
+    assert (finding.passed, finding.facts) == (True, {"rows": 1})
+    file_of(tmp_path / "other", shapes_engine(), seed=3).replace(file)
+    finding = by_name(looked_at(output, shapes_engine()))["LoRAs"]
+    assert not finding.passed
+    assert file.name in finding.faults[0]
