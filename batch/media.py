@@ -30,9 +30,11 @@ Size = tuple[int, int]  # width and height
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as (3, height, width) in −1…1, and the SHA-256 of the file that it came from."""
+    """A picture as (3, height, width) in −1…1, its own width and height as it is shown, and the
+    SHA-256 of the file that it came from."""
 
     pixels: Tensor
+    size: Size
     sha256: str
 
 
@@ -49,7 +51,7 @@ class Pictures:
         """A picture scaled to cover that size and cut about its centre; PictureError if it cannot
         be had."""
         data, name = self.content(ref)
-        return Picture(decode(data, name, height, width), hashlib.sha256(data).hexdigest())
+        return Picture(*decode(data, name, height, width), hashlib.sha256(data).hexdigest())
 
     def content(self, ref: PictureRef, column: str = "input_image") -> tuple[bytes, str]:
         """A picture's file, and how it is called."""
@@ -69,9 +71,12 @@ def check_pixels(picture: Image.Image, name: str) -> None:
         )
 
 
-def decode(data: bytes, name: str, height: int, width: int) -> Tensor:
-    """A picture file's content as (3, height, width) in −1…1."""
-    return understood(data, name, lambda picture: to_pixels(picture, height, width))
+def decode(data: bytes, name: str, height: int, width: int) -> tuple[Tensor, Size]:
+    """A picture file's content as (3, height, width) in −1…1, and its own width and height as it is
+    shown."""
+    return understood(
+        data, name, lambda picture: (to_pixels(picture, height, width), upright_size(picture))
+    )
 
 
 def size_of(data: bytes, name: str, *, whole: bool = True) -> Size:

@@ -56,6 +56,14 @@ def covering(picture: Image.Image, height: int, width: int) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
+def crop_box(size: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what is seen of a picture of this width and height when it
+    covers another size; in its own pixels, to the nearest."""
+    scale = max(width / size[0], height / size[1])
+    left, top = (size[0] - width / scale) / 2, (size[1] - height / scale) / 2
+    return round(left), round(top), round(size[0] - left), round(size[1] - top)
+
+
 def pixels_of(picture: Image.Image) -> Tensor:
     pixels = torch.from_numpy(np.array(picture, dtype=np.float32))
     return pixels.permute(2, 0, 1) / 127.5 - 1.0

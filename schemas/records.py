@@ -82,6 +82,9 @@ class TargetRecord(Schema):
     loras: tuple[LoraRecord, ...] = ()
     input_image_path: str | None = None
     input_image_sha256: str | None = None
+    image_width: int | None = None  # of the picture itself, as it is shown
+    image_height: int | None = None
+    crop_box: tuple[int, ...] = ()  # left, top, right, bottom of what is seen of it
     check_rel: float | None = None
     digest: str
     tensors: dict[str, TensorRecord]

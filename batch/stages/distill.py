@@ -34,6 +34,7 @@ from batch.web import shown
 from batch.wishes import Wish, rejected
 from flux_engine.engine import FluxEngine
 from flux_engine.errors import RequestError
+from flux_engine.pictures import crop_box
 from flux_engine.request import Generation, GenerationRequest
 from flux_engine.rows import Coded, least, shortages
 from flux_engine.sampling.schedule import sigmas
@@ -109,6 +110,9 @@ class DistillStage(GenerateStage):
         origin = {
             "input_image_path": shown(row.image.path) if row.image.path else None,
             "input_image_sha256": told.picture.sha256,
+            "image_width": told.picture.size[0],
+            "image_height": told.picture.size[1],
+            "crop_box": crop_box(told.picture.size, asked.request.height, asked.request.width),
         }
         request = replace(asked.request, input_image=told.picture.pixels, decode=False)
         return replace(asked, request=request, origin=origin, beside=told.beside)

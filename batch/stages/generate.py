@@ -57,7 +57,7 @@ class Asked:
     wish: Wish
     request: GenerationRequest
     sampling: Sampling
-    origin: Mapping[str, str | None] = field(default_factory=dict)  # what is told of its picture
+    origin: Mapping[str, Any] = field(default_factory=dict)  # what is told of its picture
     beside: Mapping[str, Tensor] = field(default_factory=dict)  # what a target keeps of it as it is
 
     @property
@@ -217,7 +217,7 @@ class GenerateStage:
         sampling = Sampling.parse(self.job.sampling.model_dump() | own)
         values = sampling.model_dump()
         values["seed"] = seed_of(row.key, sampling.seed, wish.sample)
-        origin = {}
+        origin: dict[str, Any] = {}
         if (ref := row.parsed.input_image) is not None:
             listener.at("read", [wish])  # a row by itself: it may take long, or kill the decoder
             picture = self.pictures.read(ref, values["height"], values["width"])

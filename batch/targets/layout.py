@@ -51,6 +51,9 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "loras": pa.list_(pa.struct(fields_of(LoraRecord))),
     "input_image_path": pa.string(),
     "input_image_sha256": pa.string(),
+    "image_width": pa.int32(),
+    "image_height": pa.int32(),
+    "crop_box": pa.list_(pa.int32()),
     "check_rel": FLOATS,
     "digest": ID,
 }

@@ -47,7 +47,7 @@ def found(
     wide, high = (values.get(column) for column in SIZES)
     told = (wide, high) if isinstance(wide, int) and isinstance(high, int) else None
     pixels, size = trained(data, name, height, width, told)
-    made = Picture(pixels, hashlib.sha256(data).hexdigest())
+    made = Picture(pixels, size, hashlib.sha256(data).hexdigest())
     if not masked:
         return Material(made)
     mask = torch.ones(1, height, width)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from flux_engine.pictures import (
+    crop_box,
     mask_weights,
     to_image,
     to_pixels,
@@ -106,6 +107,24 @@ def test_a_trainers_picture_is_scaled_to_whole_pixels_and_cut() -> None:
     assert pixels[0, :, :29].max() == -1
     assert pixels[0, :, 35:].min() == 1
     assert torch.equal(training_pixels(picture, 70, 100), to_pixels(picture, 70, 100))
+
+
+@pytest.mark.parametrize(
+    ("size", "height", "width", "box"),
+    [
+        ((64, 48), 48, 64, (0, 0, 64, 48)),
+        ((96, 32), 16, 16, (32, 0, 64, 32)),
+        ((100, 70), 48, 64, (3, 0, 97, 70)),
+        ((40, 100), 64, 64, (0, 30, 40, 70)),
+    ],
+)
+def test_what_is_seen_of_a_picture_is_told_in_its_own_pixels(
+    size: tuple[int, int], height: int, width: int, box: tuple[int, ...]
+) -> None:
+    assert crop_box(size, height, width) == box
+    picture = Image.new("RGB", size, "black")
+    picture.paste((255, 0, 0), box)
+    assert training_pixels(picture, height, width)[0].mean() > 0.95
 
 
 def test_a_mask_lies_where_its_picture_lies() -> None:

@@ -18,6 +18,7 @@ from batch.targets.card import publish_targets
 from batch.targets.dataset import TargetDataset
 from batch.targets.export.fastvideo import export
 from batch.verify import verify
+from flux_engine.pictures import crop_box
 from jobs.work import resolved
 from schemas.exports import FastVideoExport
 from schemas.jobs import DistillJob
@@ -96,6 +97,9 @@ def test_training_shards_are_cached_at_the_sizes_of_their_pictures(
         height, width = FITTED[key]
         assert tensor(record, "latent").shape == (16, height // 8, width // 8)
         assert record.input_image_sha256 == sources[key]["image_sha256"]
+        size = sources[key]["image_width"], sources[key]["image_height"]
+        assert (record.image_width, record.image_height) == size
+        assert record.crop_box == crop_box(size, height, width)
         assert record.source_file.endswith(".parquet")
     manifest, planned = checked_plan(told)
     assert {shard.bucket for shard in planned} == {f"{h}x{w}" for h, w in FITTED.values()}
