@@ -8,6 +8,7 @@ from batch.shards import Shard
 
 SMALLEST_PIECE = 4  # rows
 EVEN = 1.1  # times its share is what a worker may have at most
+PIECES = 4  # of a shard, where workers come to it at different times
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,22 @@ class Backlog:
         self._owed[shard.name] += len(rows) - sum(lease.rows is not None for lease in mine)
         self._alone.extend(Lease(shard, (row,), alone=True) for row in rows)
 
-    def split(self, workers: int) -> None:
-        """Cut the last shards into pieces that so many workers can share evenly."""
+    def split(self, workers: int, *, busy: bool = False) -> None:
+        """Cut the last shards into pieces that so many workers can share evenly.
+
+        If all of them are `busy`, some will have done with what they have in hand nearly a shard
+        before others: as many shards as there are workers are kept to make up for that.
+        """
         waiting = list(self._waiting)
-        if not 0 < len(waiting) < workers or any(lease.rows is not None for lease in waiting):
+        if not 0 < len(waiting) < workers + busy:
+            return
+        if any(lease.rows is not None for lease in waiting):
             return
         fresh = [lease.shard for lease in waiting if self._may_be_cut(lease.shard)]
         if not fresh:
             return
-        size = piece_size([shard.rows for shard in fresh], workers)
+        rows = [shard.rows for shard in fresh]
+        size = up(-(-max(rows) // PIECES)) if busy else piece_size(rows, workers)
         self._waiting = deque(
             piece for lease in waiting for piece in self._pieces(lease.shard, size)
         )
@@ -102,12 +110,17 @@ class Backlog:
         return pieces
 
 
+def up(rows: int) -> int:
+    """The next multiple of the smallest piece."""
+    return -(-rows // SMALLEST_PIECE) * SMALLEST_PIECE
+
+
 def piece_size(rows: Sequence[int], workers: int) -> int:
     """Rows of a piece: the most with which no worker has much more than its share of these shards,
     a multiple of the smallest piece."""
     counts = Counter(rows)
     share = sum(rows) / workers
-    largest = -(-max(rows) // SMALLEST_PIECE) * SMALLEST_PIECE
+    largest = up(max(rows))
 
     def longest(size: int) -> int:
         """What some worker has to do."""

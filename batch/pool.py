@@ -127,7 +127,8 @@ class Pool:
                     self._give(lane, lease)
         common = [lane for lane in self._lanes if not lane.alone]
         for depth in range(1, LEASES + 1):
-            self._backlog.split(len(common))
+            busy = len(common) > 1 and all(lane.leases for lane in common)
+            self._backlog.split(len(common), busy=busy)
             for lane in common:
                 idle = sum(not other.leases for other in common)  # those that still load, too
                 if len(lane.leases) >= depth or lane.node is None:

@@ -31,7 +31,7 @@ from batch.run import checked_plan, run
 from batch.stages.generate import GenerateStage
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
 from jobs import cli
-from schemas.jobs import GenerateJob
+from schemas.jobs import GenerateJob, Job
 
 ROW_S = 0.02
 MICRO_BATCH = 4
@@ -76,7 +76,8 @@ class SleeperStage(GenerateStage):
 
 
 class SleeperFactory:
-    def __init__(self, job: GenerateJob, roots: tuple[str, ...]) -> None:
+    def __init__(self, job: Job, roots: tuple[str, ...]) -> None:
+        assert isinstance(job, GenerateJob)
         self.job, self.roots = job, roots
 
     def __call__(self, crumb: Path) -> ShardWorker:

@@ -97,7 +97,8 @@ class Ours:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Answer:
         made = self.engine.generate(requests)
-        return torch.stack([m.latents for m in made]), torch.stack([m.pixels for m in made])
+        pixels = [m.pixels for m in made if m.pixels is not None]
+        return torch.stack([m.latents for m in made]), torch.stack(pixels)
 
 
 class Diffusers:

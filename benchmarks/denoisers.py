@@ -224,8 +224,9 @@ def managed(model: Any, limit: float, device: torch.device, dtype: torch.dtype) 
     eight = torch.float8_e4m3fn
     states = {"offload": (eight, "cpu"), "onload": (eight, "cpu"), "preparing": (eight, device),
               "computation": (dtype, device)}  # fmt: skip
-    config = {f"{state}_dtype": kind for state, (kind, _) in states.items()}
-    config |= {f"{state}_device": str(place) for state, (_, place) in states.items()}
+    config: dict[str, Any] = {}
+    for state, (kind, place) in states.items():
+        config |= {f"{state}_dtype": kind, f"{state}_device": str(place)}
     model = model.to(eight)
     maps = {torch.nn.Linear: AutoWrappedLinear, RMSNorm: AutoWrappedModule}
     model = enable_vram_management(model, maps, vram_config=config, vram_limit=limit)

@@ -19,7 +19,7 @@ import ray
 from batch.lane import MakeWorker
 from batch.run import checked_plan, run
 from jobs import cli
-from schemas.jobs import GenerateJob
+from schemas.jobs import GenerateJob, Job
 
 SAMPLING = {
     "height": 16,
@@ -39,7 +39,8 @@ def asked(folder: Path, **values: Any) -> GenerateJob:
 class Late:
     """A sleeping worker's factory that is imported where the worker is."""
 
-    def __init__(self, job: GenerateJob, roots: tuple[str, ...], compute: float) -> None:
+    def __init__(self, job: Job, roots: tuple[str, ...], compute: float) -> None:
+        assert isinstance(job, GenerateJob)
         self.job, self.roots, self.compute = job, roots, compute
 
     def __call__(self, crumb: Path) -> Any:
@@ -48,7 +49,7 @@ class Late:
         return Factory(Load(self.compute), self.job, self.roots)(crumb)
 
 
-def late(compute: float) -> Callable[[GenerateJob, tuple[str, ...]], MakeWorker]:
+def late(compute: float) -> Callable[[Job, tuple[str, ...]], MakeWorker]:
     return lambda job, roots: Late(job, roots, compute)
 
 

@@ -114,7 +114,7 @@ class Bench:
             step()
             mark.record()
         marks[-1].synchronize()
-        return statistics.median(a.elapsed_time(b) / 1e3 for a, b in pairwise(marks))
+        return float(statistics.median(a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)))
 
     def _keep(self, told: dict[str, Any]) -> None:
         self.rows.append(told)

@@ -100,10 +100,12 @@ def whole(spec: str, device: torch.device, dit: FluxTransformer) -> FluxEngine:
     dtype = dit.img_in.weight.dtype
     flux = SPECS[spec]
     with torch.device("meta"):
-        vae = AutoEncoder(VaeSpec() if spec == "full" else VaeSpec(widths=(32, 32, 64, 64)))
-        clip = build_clip(CLIP_L | (SMALL_TEXT["clip"] if spec == "tiny" else {}))
-        t5 = build_t5(T5_XXL | (SMALL_TEXT["t5"] if spec == "tiny" else {}))
-    vae, clip, t5 = (empty(model, dtype) for model in (vae, clip, t5))
+        shells = (
+            AutoEncoder(VaeSpec() if spec == "full" else VaeSpec(widths=(32, 32, 64, 64))),
+            build_clip({**CLIP_L, **(SMALL_TEXT["clip"] if spec == "tiny" else {})}),
+            build_t5({**T5_XXL, **(SMALL_TEXT["t5"] if spec == "tiny" else {})}),
+        )
+    vae, clip, t5 = (empty(shell, dtype) for shell in shells)
     assert isinstance(vae, AutoEncoder)
     for model in (vae, clip, t5):
         fill(model.named_parameters(), dtype, device)

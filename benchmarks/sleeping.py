@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 
 from batch.actor import ShardWorker
 from batch.media import to_bytes
@@ -20,7 +21,7 @@ from batch.stages.generate import Asked, GenerateStage
 from benchmarks.driver import asked, peak
 from flux_engine.pictures import to_image
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
-from schemas.jobs import GenerateJob
+from schemas.jobs import GenerateJob, Job
 from schemas.records import ImageRecord, Record
 
 MICRO_BATCH = 4
@@ -102,7 +103,7 @@ class SleeperStage(GenerateStage):
         told = {"rss": rss(), "peak": peak()} if self.load.weighed else {}
         self.notes.add("rows", count=count, cpu=time.process_time(), **told)
 
-    def _record(self, asked: Asked, made: Generation) -> Record:
+    def _record(self, asked: Asked, made: Generation, picture: Image.Image) -> Record:  # noqa: ARG002
         time.sleep(self.load.encode)
         row = asked.wish.row
         turn = asked.request.seed % self.load.size  # a picture of its own at the price of a copy
@@ -131,7 +132,8 @@ class Factory:
     job: GenerateJob | None = None
     roots: tuple[str, ...] = ()
 
-    def of(self, job: GenerateJob, roots: tuple[str, ...]) -> "Factory":
+    def of(self, job: Job, roots: tuple[str, ...]) -> "Factory":
+        assert isinstance(job, GenerateJob)
         return Factory(self.load, job, roots)
 
     def __call__(self, crumb: Path) -> ShardWorker:

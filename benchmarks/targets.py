@@ -27,7 +27,7 @@ from batch.stages.distill import DistillStage
 from batch.stages.generate import GenerateStage
 from benchmarks.machine import described, versions
 from jobs.work import resolved
-from schemas.jobs import DistillJob, GenerateJob, Job
+from schemas.jobs import DistillJob, GenerateJob
 
 RESULTS = Path(__file__).parent / "results"
 GOALS = {"pair": 0.95, "path, 4 segments": 0.90, "path": 0.90}
@@ -38,7 +38,7 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 
 
-def job_of(folder: Path, name: str, target: dict[str, Any] | None) -> Job:
+def job_of(folder: Path, name: str, target: dict[str, Any] | None) -> GenerateJob | DistillJob:
     told: dict[str, Any] = {
         "manifest": str(folder / "m.parquet"),
         "output": str(folder / name.replace(" ", "-")),
@@ -55,8 +55,10 @@ def seconds(folder: Path, name: str, target: dict[str, Any] | None) -> float:
     job = job_of(folder, name, target)
     shutil.rmtree(job.output, ignore_errors=True)
     _, (shard,) = checked_plan(job)
-    kind = GenerateStage if isinstance(job, GenerateJob) else DistillStage
-    worker = ShardWorker(job, kind(job, (str(folder),)))
+    roots = (str(folder),)
+    distills = isinstance(job, DistillJob)
+    stage = DistillStage(job, roots) if distills else GenerateStage(job, roots)
+    worker = ShardWorker(job, stage)
     worker.output.claim(job.recipe())
     worker.setup()
     began = time.process_time()

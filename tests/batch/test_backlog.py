@@ -53,6 +53,17 @@ def test_nothing_is_cut_while_there_are_shards_enough_or_into_less_than_four_row
     assert [lease.rows for lease in taken(backlog)] == [None]
 
 
+def test_busy_workers_find_small_pieces_when_they_have_done_at_different_times() -> None:
+    backlog = Backlog([shard("a", 64), shard("b", 64), shard("c", 16)])
+    backlog.split(2, busy=True)
+    first = backlog.take()
+    assert first == Lease(shard("a", 64))
+    backlog.split(2, busy=True)
+    pieces = taken(backlog)
+    assert [len(piece.rows or ()) for piece in pieces[:4]] == [16] * 4
+    assert pieces[4:] == [Lease(shard("c", 16))]  # as small as a piece already
+
+
 @pytest.mark.parametrize(
     ("rows", "workers", "size"),
     [
