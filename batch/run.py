@@ -105,6 +105,8 @@ def run(
         )
         watch(pool, todo, report, job, lambda state: write_report(output, name, report, state))
     complete = report.finished == report.rows
+    if complete and todo:
+        show_all_rejects(output)
     if complete:  # a page of large pictures takes longer than a stopped run has
         publish(job, output, report)
     if complete and isinstance(job, DistillJob) and (todo or not output.storage.exists(COST)):
@@ -136,6 +138,12 @@ def left_to_do(
         report.skipped += done + rejected
     tidy(output, published)
     return report, todo
+
+
+def show_all_rejects(output: Output) -> None:
+    """Those of shards too whose worker died in between, and which others found finished."""
+    names = (names[-1] for names in turns(output.finished()).values())
+    output.show_rejects(names, output.receipts())
 
 
 def retry(output: Output, shard: Shard, last: str) -> Shard | None:

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ import torch
 from batch.actor import ShardWorker
 from batch.run import checked_plan, run
 from batch.stages.generate import GenerateStage
+from flux_engine.errors import NumbersBroke
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Watch
 from jobs import cli
 from schemas.jobs import GenerateJob, Job
@@ -54,19 +55,25 @@ class Sleeper:
             watch.at("denoise", batch)
             time.sleep(ROW_S * len(batch))
             os.write(self.log, b"".join(f"{requests[i].prompt}\n".encode() for i in batch))
-            for i in batch:
-                noise = torch.Generator().manual_seed(requests[i].seed)
-                pixels = torch.rand(3, 16, 16, generator=noise) * 2 - 1
-                yield (
-                    i,
-                    Generation(
-                        pixels=pixels,
-                        latents=torch.zeros(1),
-                        sigma_shift=1.0,
-                        micro_batch=MICRO_BATCH,
-                        tokens_dropped=0,
-                    ),
-                )
+            yield from ((i, made(requests[i])) for i in batch)
+
+
+def made(request: GenerationRequest) -> Outcome:
+    if is_bad(request.prompt):
+        return NumbersBroke("the pixels came out as NaN or infinity")
+    noise = torch.Generator().manual_seed(request.seed)
+    return Generation(
+        pixels=torch.rand(3, 16, 16, generator=noise) * 2 - 1,
+        latents=torch.zeros(1),
+        sigma_shift=1.0,
+        micro_batch=MICRO_BATCH,
+        tokens_dropped=0,
+    )
+
+
+def is_bad(prompt: str) -> bool:
+    """One row of fifty is rejected."""
+    return int(prompt.split()[1]) % 50 == 7
 
 
 class SleeperStage(GenerateStage):
@@ -131,21 +138,27 @@ def workers_of(driver: int) -> list[int]:
 
 
 class Reader(threading.Thread):
-    """Opens every file that is to be seen under data/."""
+    """Opens every file that is to be seen under data/, as soon as it is there and again now and
+    then."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
         self.folder, self.over = folder, threading.Event()
+        self.known: set[Path] = set()
         self.opened, self.unreadable = 0, 0
 
     def run(self) -> None:
-        while not self.over.wait(0.2):
-            for file in list(self.folder.glob("*.parquet"))[-20:]:
+        dice = random.Random(0)
+        while not self.over.wait(0.05):
+            there = set(self.folder.glob("*.parquet"))
+            again = dice.sample(sorted(self.known), min(5, len(self.known)))
+            for file in [*(there - self.known), *again]:
                 try:
                     pq.read_table(file)
                     self.opened += 1
                 except pa.ArrowInvalid:
                     self.unreadable += 1
+            self.known |= there
 
 
 def disturbed(folder: Path, name: str, arguments: argparse.Namespace) -> list[int]:
@@ -182,6 +195,10 @@ def disturbed(folder: Path, name: str, arguments: argparse.Namespace) -> list[in
     return ended
 
 
+def keys_of(files: Iterable[Path]) -> list[str]:
+    return [key for f in files for key in pq.read_table(f, columns=["key"])["key"].to_pylist()]
+
+
 def bytes_of(output: Path) -> dict[str, bytes]:
     return {
         f.name: f.read_bytes() for sub in ("data", "rejected") for f in (output / sub).glob("*")
@@ -213,22 +230,25 @@ def main() -> None:
     began = time.monotonic()
     ended = disturbed(folder, "out", arguments)
     seconds = time.monotonic() - began
+    time.sleep(1)  # for it to see the last files
     reader.over.set()
     reader.join()
 
     files = sorted((folder / "out" / "data").glob("*.parquet"))
-    keys = Counter(
-        key for f in files for key in pq.read_table(f, columns=["key"])["key"].to_pylist()
-    )
-    made = Counter((folder / "out.log").read_text().splitlines())
-    redone = sum(made.values()) - len(made)
+    good, bad = keys_of(files), keys_of((folder / "out" / "rejected").glob("*.parquet"))
+    keys = Counter([*good, *bad])
+    asked = Counter((folder / "out.log").read_text().splitlines())
+    redone = sum(asked.values()) - len(asked)
     told = {
         "rows": arguments.rows,
         "seconds": round(seconds, 1),
         "exits": dict(Counter(ended)),
         "lost": arguments.rows - len(keys),
         "doubled": sum(keys.values()) - len(keys),
-        "rejected": sum(pq.read_metadata(f).num_rows for f in (folder / "out/rejected").glob("*")),
+        "rejected": len(bad),
+        "wrongly_rejected": sum(not is_bad(key) for key in bad),
+        "files": len(files),
+        "files_never_opened": len(set(files) - reader.known),
         "redone": redone,
         "redone_share": round(redone / arguments.rows, 4),
         "files_opened": reader.opened,

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from batch.actor import ShardWorker
 from batch.errors import ManifestError, OutputError, RunFailed, StorageDown
 from batch.report import RunReport
 from batch.run import Stop, checked_plan, run
@@ -155,6 +156,33 @@ def test_what_a_killed_process_left_lying_is_taken_away(tmp_path: Path) -> None:
         (out / "_run" / "parts" / shard / "a.arrow").write_bytes(b"x")
     go(asked(tmp_path), start)
     assert os.listdir(out / "_run" / "parts") == ["of-another-run"]
+
+
+class DyingFactory(PainterFactory):
+    """Makes workers of which the first that has published data dies before it shows the rejects."""
+
+    def __call__(self, crumb: Path) -> ShardWorker:
+        replace = Storage.replace
+
+        def dies(storage: Storage, name: str, data: bytes, *, durable: bool = True) -> None:
+            mark = Path(storage.path("_run/died"))
+            if name.startswith("rejected/") and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(storage, name, data, durable=durable)
+
+        Storage.replace = dies  # type: ignore[method-assign]  # in the worker's own process
+        return super().__call__(crumb)
+
+
+def test_a_worker_that_dies_before_it_shows_its_rejects_loses_none(tmp_path: Path) -> None:
+    job = asked(tmp_path)
+    report, complete = run(job, *checked_plan(job), start, DyingFactory)
+    assert (tmp_path / "out" / "_run" / "died").exists()
+    assert complete
+    assert (report.done, report.rejected, report.lost_workers) == (7, 2, 1)
+    assert sorted(column(tmp_path / "out", "key", "rejected")) == ["k2", "k5"]
+    assert "cannot paint this" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_a_report_that_cannot_be_written_ends_no_run(
