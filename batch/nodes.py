@@ -24,6 +24,16 @@ def resources() -> dict[str, float]:
     return there
 
 
+def wish_for_gpus(count: int) -> None:
+    """Have Ray's autoscaler, if there is one, bring nodes for so many workers with a GPU each.
+
+    There is one wish for the whole cluster: of two jobs the later one's counts.
+    """
+    from ray.autoscaler.sdk import request_resources  # takes its time to import
+
+    request_resources(bundles=[{"GPU": 1, "CPU": 1}] * count)
+
+
 def ask(node: str, question: Callable[[Path], T], path: Path) -> T | None:
     """The answer of a process on that node, or None if it gives none."""
     return ask_all([node], question, path)[0]

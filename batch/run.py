@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from batch.actor import ShardWorker
+from batch.backlog import Backlog
 from batch.card import card, training_card
 from batch.display import display
 from batch.errors import JobError, RunFailed, StorageDown, StorageError
+from batch.growth import awaited, growing
 from batch.lane import MakeWorker
 from batch.manifest import Manifest
-from batch.nodes import alive, blind, resources
+from batch.nodes import alive, blind
 from batch.output import REJECTED, RUN, Output, to_json, unseen
 from batch.page import page
 from batch.parts import PARTS
@@ -25,7 +27,6 @@ from batch.target_plan import check_sizes, target_plan
 from batch.targets.card import publish_targets
 from batch.targets.spent import COST, publish_cost
 from batch.telemetry import Telemetry
-from batch.workers import share_of
 from schemas.ingest import IngestJob
 from schemas.jobs import BatchJob, DistillJob, GenerateJob, Job, lineage_of, row_of
 
@@ -92,18 +93,20 @@ def run(
     if todo:
         stop = start()
         check_nodes(output)
-        name = f"{RUN}/reports/{run_name()}.json"
-        share = share_of(resources(), job.workers, job.device)
-        make = factory(placed(job, share.resources.gpus), (manifest.root, *job.picture_roots))
-        pool = Pool(
-            make,
-            share,
-            retries=job.shard_retries,
-            stop=stop,
-            row_timeout=job.row_timeout,
-            proven=output.storage.exists(f"{RUN}/fingerprint.json"),
-        )
-        watch(pool, todo, report, job, lambda state: write_report(output, name, report, state))
+        with growing(job, Backlog(todo).pieces):
+            if (share := awaited(job, stop)) is None:
+                return report, False
+            name = f"{RUN}/reports/{run_name()}.json"
+            make = factory(placed(job, share.resources.gpus), (manifest.root, *job.picture_roots))
+            pool = Pool(
+                make,
+                share,
+                retries=job.shard_retries,
+                stop=stop,
+                row_timeout=job.row_timeout,
+                proven=output.storage.exists(f"{RUN}/fingerprint.json"),
+            )
+            watch(pool, todo, report, job, lambda state: write_report(output, name, report, state))
     complete = report.finished == report.rows
     if complete and todo:
         show_all_rejects(output)

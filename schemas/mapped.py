@@ -16,6 +16,7 @@ class MappedJob(Schema):
     output: str
     rows_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 64
     workers: Literal["auto"] | Count | tuple[Count, Count] = "auto"
+    worker_wait: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0
     picture_roots: tuple[str, ...] = ()
     shard_retries: Annotated[int, Field(ge=0, le=100)] = 3
     max_rejected: Annotated[float, Field(ge=0.0)] | None = None
@@ -45,6 +46,7 @@ NOT_IN_RECIPE = (
     "manifest",
     "output",
     "workers",
+    "worker_wait",
     "picture_roots",
     "lora_roots",
     "shard_retries",

@@ -124,6 +124,28 @@ def test_the_cluster_s_values_make_pods_that_kubernetes_takes() -> None:
     assert values["worker"]["minReplicas"] < values["worker"]["maxReplicas"]
 
 
+def test_every_container_of_ours_may_read_the_storage_and_workers_keep_weights_on_their_node() -> (
+    None
+):
+    rayjob = yaml.safe_load((SCHEDULE / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    cronjob = yaml.safe_load((SCHEDULE / "cronjob.yaml").read_text())
+    values = yaml.safe_load((SCHEDULE / "raycluster-values.yaml").read_text())
+    (head,) = rayjob["headGroupSpec"]["template"]["spec"]["containers"]
+    (worker,) = rayjob["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    (submits,) = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    for container in (head, worker, submits, values["head"], values["worker"]):
+        assert container["envFrom"] == [
+            {"secretRef": {"name": "fluxmill-storage", "optional": True}}
+        ]
+    for env, mounts in (
+        (worker["env"], worker["volumeMounts"]),
+        (values["worker"]["containerEnv"], values["worker"]["volumeMounts"]),
+    ):
+        told = {one["name"]: one.get("value") for one in env}
+        assert (told["FLUXMILL_MODELS"], told["FLUXMILL_IMAGES"]) == ("/models", "/models/images")
+        assert "/models" in {mount["mountPath"] for mount in mounts}
+
+
 def test_the_dag_is_built_and_its_command_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for Airflow that takes the arguments which Airflow's own classes have."""
     built: dict[str, Any] = {}
