@@ -2,6 +2,7 @@
 
 import gc
 import os
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class Lane:
     loading: Any
     alone: bool = False  # takes nothing but rows that are to be tried alone
     node: str | None = None
+    begun: float = field(default_factory=time.monotonic)
     leases: dict[Any, Lease] = field(default_factory=dict)
     asked: Any = None  # for a pulse
     asked_at: float = 0.0

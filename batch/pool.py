@@ -27,6 +27,8 @@ LOOK_S = 5.0  # between two looks at the size of the cluster
 DRAIN_S = 55.0  # RAY_JOB_STOP_WAIT_TIME_S is to be more
 FIRST_TIMEOUT_S = 3600.0  # of a micro-batch, as long as none has been timed
 LEAST_TIMEOUT_S = 300.0
+LOAD_TIMEOUT_S = 4 * 3600.0  # of an engine, the download of its weights included
+TOLD_S = 60.0  # between two words about workers that load
 LOADS = 4  # that may fail one after the other, whatever shards there are
 PROVEN = 10  # times as many may, once some worker has had the engine: then it is not to blame
 PATIENCE = 20  # times the longest micro-batch so far
@@ -59,6 +61,7 @@ class Pool:
         self._most = 0  # workers that could have something to do
         self._looked = -LOOK_S
         self._proven = proven
+        self._told = time.monotonic()
         self._failed_loads = 0  # since the last one that came off
         self._slowest = 0.0
         self._busy_before = 0.0  # of workers that are gone
@@ -281,6 +284,7 @@ class Pool:
     def _look_after(self) -> None:
         """Ask each worker now and then what it is at; end one that has been at it for too long."""
         now = time.monotonic()
+        self._look_after_loads(now)
         for lane in self._lanes:
             if lane.node is None or lane.hung:
                 continue
@@ -293,6 +297,18 @@ class Pool:
             elif lane.asked is None and now - lane.asked_at > PULSE_S:
                 lane.asked = lane.actor.pulse.options(concurrency_group=TALK).remote()
                 lane.asked_at = now
+
+    def _look_after_loads(self, now: float) -> None:
+        """Say now and then how long workers have been loading; end one that takes too long."""
+        begun = [lane.begun for lane in self._lanes if lane.node is None]
+        if begun and now - max(self._told, min(begun)) > TOLD_S:
+            self._told = now
+            told = {"workers": len(begun), "seconds": round(now - min(begun))}
+            logger.info("workers wait for resources or load their engine", extra=told)
+        for lane in self._lanes:
+            if lane.node is None and not lane.hung and now - lane.begun > LOAD_TIMEOUT_S:
+                lane.hung = True
+                ray.kill(lane.actor)
 
     def _patience(self) -> float:
         if self.row_timeout is not None:

@@ -9,6 +9,7 @@ import pytest
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from batch import pool as pool_module
 from batch.actor import ShardWorker
 from batch.crumb import crumb_path
 from batch.errors import OutputError, RunFailed
@@ -191,3 +192,27 @@ def test_a_pool_that_is_told_to_stop_keeps_what_is_finished(tmp_path: Path) -> N
     assert 4 <= kept + whole < 40
     assert kept % 4 == 0  # whole micro-batches
     print(f"drained in {drained:.2f} s, {kept + whole} of 40 rows kept")
+
+
+class SlowStage(PainterStage):
+    """Whose engine is never there."""
+
+    def setup(self) -> None:
+        time.sleep(600)
+
+
+class SlowFactory(PainterFactory):
+    def __call__(self, crumb: Path) -> ShardWorker:
+        return ShardWorker(self.job, SlowStage(self.job, self.roots), crumb)
+
+
+def test_an_engine_that_never_loads_is_told_of_and_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool_module, "LOAD_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(pool_module, "TOLD_S", 0.3)
+    asked = ready(tmp_path, ["fox"])
+    pool = Pool(SlowFactory(asked, ()), workers(1), retries=3, stop=lambda: False)
+    with caplog.at_level("INFO"), pytest.raises(RunFailed, match="cannot load the engine, 5 times"):
+        list(pool.run(checked_plan(asked)[1]))
+    assert "workers wait for resources or load their engine" in caplog.messages
