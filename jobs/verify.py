@@ -3,61 +3,95 @@ targets, looks at each row, and asks the teacher about a sample again.
 
     python -m jobs.verify OUTPUT [--sums-only] [--sample 64] [--replays 4]
 
-Of targets it leaves `verify.json` and `verify.html` beside the data. Exit status: 0 all is as it
-should be; 1 something is not, a line for each; 2 not an output.
+Of targets it leaves `verify.json` and `verify.html` beside the data (with `--sums-only`: only where
+something is wrong). Exit status: 0 all is as it should be; 1 something is not, a line for each; 2
+not an output.
 """
 
 import json
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
+import pyarrow as pa
 import typer
+from pydantic import ValidationError
 
-from batch.errors import OutputError, StorageError
+from batch.errors import BatchError, ManifestError, OutputError, StorageError
 from batch.manifest import Manifest
 from batch.output import to_json
 from batch.storage import Storage
-from batch.verify import verify
+from batch.verify import Verdict, verify
 from flux_engine.errors import EngineError
 from jobs import cli
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from batch.targets.verdict import Verdict as TargetVerdict
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def verify_targets(storage: Storage, sample: int, replays: int) -> list[str]:
-    """What is wrong with the rows and with what the teacher says of them; leaves the report."""
-    from batch.errors import ManifestError
-    from batch.targets import verification  # with it comes torch
-    from batch.targets.verdict import Verdict, page, sheet
-    from flux_engine.assembly import engine_of
+def verify_targets(storage: Storage, files: Verdict, sample: int, replays: int) -> list[str]:
+    """What is wrong with the rows and with what the teacher says of them; leaves the report,
+    whatever comes up."""
+    from batch.targets import verdict as targets  # with it comes torch
 
-    dataset = verification.Dataset(storage)
-    verdict = Verdict(storage.uri)
-    rows = verification.verify_rows(dataset, verdict, sample)
-    pictures: list[Tensor] = []
-    captions: list[str] = []
-    if sample:
+    verdict = targets.Verdict(storage.uri)
+    shown = Shown()
+    told = {"files": files.files, "bytes": files.bytes, "faults": len(files.faults)}
+    verdict.findings.append(targets.Finding("files", not files.faults, told, tuple(files.faults)))
+    if files.faults:
+        verdict.skipped.append("rows and teacher: files are not what was written")
+    else:
         try:
-            folder = Manifest(dataset.job.manifest).root
-        except ManifestError:
-            folder = dataset.job.manifest
-        engine = engine_of(dataset.job.engine.model_copy(update={"device": "auto"}))[0]
-        pictures, captions = verification.verify_teacher(
-            dataset, engine, rows, verdict, folder=folder, replays=replays
-        )
+            look_at_rows(storage, verdict, shown, sample, replays)
+        except (OutputError, StorageError):
+            raise
+        except (BatchError, EngineError, pa.ArrowException, ValidationError) as error:
+            why = f"{type(error).__name__}: {error}"
+            verdict.findings.append(
+                targets.Finding("the rest could not be looked at", False, {}, (why,))
+            )
     storage.replace("verify.json", to_json(verdict.as_json()))
-    shown = sheet(pictures) if pictures else b""
-    storage.replace("verify.html", page(verdict, shown, captions).encode())
+    picture = targets.sheet(shown.pictures) if shown.pictures else b""
+    storage.replace("verify.html", targets.page(verdict, picture, shown.captions).encode())
     for one in verdict.findings:
         state = "pass" if one.passed else "FAIL"
         typer.echo(f"{state}  {one.name}  {json.dumps(one.facts)}", err=True)
     for why in verdict.skipped:
         typer.echo(f"not looked at: {why}", err=True)
-    failed = [one for one in verdict.findings if not one.passed]
+    failed = [one for one in verdict.findings if not one.passed and one.name != "files"]
     return [f"{one.name}: {fault}" for one in failed for fault in one.faults or ("failed",)]
+
+
+@dataclass
+class Shown:
+    """The contact sheet's pictures and their captions."""
+
+    pictures: "list[Tensor]" = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+
+
+def look_at_rows(
+    storage: Storage, verdict: "TargetVerdict", shown: Shown, sample: int, replays: int
+) -> None:
+    from batch.targets import verification
+    from flux_engine.assembly import engine_of
+
+    dataset = verification.Dataset(storage)
+    rows = verification.verify_rows(dataset, verdict, sample)
+    if not sample:
+        return
+    try:
+        folder = Manifest(dataset.job.manifest).root
+    except ManifestError:
+        folder = dataset.job.manifest
+    engine = engine_of(dataset.job.engine.model_copy(update={"device": "auto"}))[0]
+    shown.pictures, shown.captions = verification.verify_teacher(
+        dataset, engine, rows, verdict, folder=folder, replays=replays
+    )
 
 
 @app.command()
@@ -82,10 +116,10 @@ def main(
         verdict = verify(output)
         faults, seconds = verdict.faults, time.monotonic() - began
         storage = Storage(output)
-        if not faults and not sums_only and is_targets(storage):
+        if is_targets(storage) and (faults or not sums_only):
             cli.start_logging()
-            faults = verify_targets(storage, sample, replays)
-    except (OutputError, StorageError, EngineError) as error:
+            faults = [*faults, *verify_targets(storage, verdict, sample, replays)]
+    except (OutputError, StorageError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(cli.REFUSED) from None
     for fault in faults:

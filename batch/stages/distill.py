@@ -21,7 +21,7 @@ from batch.sink import Carried
 from batch.stages.base import Listener
 from batch.stages.generate import CHUNK, Asked, GenerateStage, Listening, done
 from batch.target_plan import captions, dynamic_size, max_pixels_of
-from batch.targets.checks import KINDS, Checks, Row
+from batch.targets.checks import FAR_OFF, KINDS, Checks, Row
 from batch.targets.identity import IdentityError, refuse_other
 from batch.targets.layout import digest_of, write_targets
 from batch.targets.material import MASK_TYPE, found
@@ -56,7 +56,6 @@ from schemas.targets import (
 
 logger = logging.getLogger(__name__)
 
-FAR_OFF = 0.1  # of a row that was asked about again: more than bfloat16 explains
 OWN = ("seed", "num_inference_steps", "embedded_guidance", "cfg_scale")
 Values = dict[str, Any]
 Found = tuple[Mapping[str, Tensor], Values]  # a row's tensors, and what is told of them

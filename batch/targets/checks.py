@@ -21,6 +21,7 @@ from flux_engine.training.loss import noised
 from schemas.records import TargetRecord
 
 SHIFTED = 1.5  # by how much a control bends the schedule
+FAR_OFF = 0.1  # of a row that was asked about again: more than bfloat16 explains
 KINDS = ("pair", "path", "velocity", "feature")  # that a teacher can be asked about
 
 

@@ -60,6 +60,13 @@ def update(storage: Storage, copy: Path) -> None:
     logger.info("targets copied", extra={"files": len(new), "to": str(copy)})
 
 
+def copy_texts(storage: Storage, folder: Path) -> Path:
+    """The text table's files, below a folder."""
+    for name in storage.names(TEXT):
+        fetch(storage, f"{TEXT}/{name}", folder / name)
+    return folder
+
+
 def read(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 

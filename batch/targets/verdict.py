@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
@@ -49,12 +50,23 @@ class Verdict:
 
 
 def spread(errors: Sequence[float]) -> dict[str, float]:
-    return {
-        "rows": len(errors),
-        "median": median(errors),
-        "least": min(errors),
-        "largest": max(errors),
-    }
+    """Figures of relative errors; those that are no numbers are only counted."""
+    numbers = [error for error in errors if math.isfinite(error)]
+    told: dict[str, float] = {"rows": len(errors)}
+    if numbers:
+        told |= {"median": median(numbers), "least": min(numbers), "largest": max(numbers)}
+    if broken := len(errors) - len(numbers):
+        told["no numbers"] = broken
+    return told
+
+
+def judged(name: str, errors: Mapping[str, float], bound: float, ceiling: float) -> Finding:
+    """Whether rows, by name, are as near as they should be: their median within the bound, and each
+    of them below the ceiling."""
+    wrong = [f"{row}: off by {error:.3g}" for row, error in errors.items() if not error <= ceiling]
+    middle = median(error if math.isfinite(error) else math.inf for error in errors.values())
+    facts = {**spread([*errors.values()]), "bound of the median": bound, "of each": ceiling}
+    return Finding(name, middle <= bound and not wrong, facts, tuple(wrong))
 
 
 def sheet(pictures: Sequence[Tensor]) -> bytes:

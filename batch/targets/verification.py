@@ -9,10 +9,15 @@ a few texts are encoded again.
 import heapq
 import io
 import json
+import math
+import shutil
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -23,26 +28,29 @@ from torch import Tensor
 from batch.errors import OutputError
 from batch.output import DATA, RUN
 from batch.storage import Storage
-from batch.targets.checks import AS_IS, CONTROLS, KINDS, Checks, Row
+from batch.targets.checks import AS_IS, CONTROLS, FAR_OFF, KINDS, Checks, Row, levels_of
+from batch.targets.copy import copy_texts
 from batch.targets.identity import IdentityError, refuse_other
 from batch.targets.layout import digest_of, from_row, tensor_names
 from batch.targets.noise import derived, hash_of, noise_of
-from batch.targets.text import SUFFIX, TEXT, TextError, TextTable, caption_id
-from batch.targets.verdict import Finding, Verdict, spread
+from batch.targets.text import TEXT, TextError, TextTable, caption_id
+from batch.targets.verdict import Finding, Verdict, judged, spread
 from batch.targets.worn import Wardrobe
 from flux_engine.engine import FluxEngine
-from flux_engine.sampling.trace import states
+from flux_engine.sampling.trace import bounds, states
 from flux_engine.teacher import Taps, Teacher
 from schemas.jobs import DistillJob
 from schemas.records import TargetRecord
 from schemas.targets import METADATA, VERSION, FeatureTarget
 
 FAR = 5.0  # times the right rows' median that a control's has to be
+MOST = 5.0  # times the bound of their median that a right row may be off
 ENOUGH = 32  # rows that a median is worth something of
 ROUNDING = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-3}  # that storing a row may cost
 COARSE = 3e-2  # that computing in bfloat16 may cost
 SHEET = 32  # pictures on the contact sheet
 TEXTS = 8  # that are encoded again
+SIGMA = 1e-6  # that machines may differ in a noise level
 
 
 @dataclass
@@ -84,6 +92,18 @@ class Dataset:
         self.job = DistillJob.model_validate_json(storage.read(f"{RUN}/job.json"))
         self.names = tensor_names(self.identity["target"])
 
+    @cached_property
+    def texts(self) -> TextTable | None:
+        """None where none are stored; those of an object store are copied for as long as this is
+        used."""
+        if not self.job.store_text:
+            return None
+        if self.storage.local:
+            return TextTable(Path(self.storage.path(TEXT)))
+        folder = Path(mkdtemp(prefix="texts-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return TextTable(copy_texts(self.storage, folder))
+
     def rows(self) -> Iterator[tuple[str, TargetRecord | str]]:
         """Each row with where it stands, or what is wrong with its file or itself."""
         for name in self.storage.names(DATA):
@@ -106,12 +126,10 @@ def is_targets(storage: Storage) -> bool:
     return storage.exists(f"{RUN}/identity.json")
 
 
-def check_rows(
-    dataset: Dataset, texts: TextTable | None, sample: Sample
-) -> tuple[int, list[Finding]]:
+def check_rows(dataset: Dataset, sample: Sample) -> tuple[int, list[Finding]]:
     """Every row by itself, and what its maker found when it asked again; how many there are."""
     faults: list[str] = []
-    asked: list[float] = []
+    asked: dict[str, float] = {}
     names = bytearray()
     count, noises = 0, 0
     for where, row in dataset.rows():
@@ -121,8 +139,8 @@ def check_rows(
         count += 1
         noises += len(row.t_noise_seed) + (row.noise_hash is not None)
         if row.check_rel is not None:
-            asked.append(row.check_rel)
-        wrong = [*faults_of(row, dataset, texts)]
+            asked[f"{where} ({row.key})"] = row.check_rel
+        wrong = [*faults_of(row, dataset)]
         names += bytes.fromhex(row.sample_id)
         faults += [f"{where} ({row.key}): {fault}" for fault in wrong]
         if not wrong:
@@ -132,9 +150,7 @@ def check_rows(
     found = [Finding("rows by themselves", not faults, facts, tuple(faults))]
     if asked:
         bound = bound_of(dataset)
-        passed = median(asked) <= bound
-        told = {**spread(asked), "bound of the median": bound}
-        found.append(Finding("asked again as they were made", passed, told))
+        found.append(judged("asked again as they were made", asked, bound, ceiling_of(bound)))
     return count, found
 
 
@@ -144,11 +160,14 @@ def repeated(names: bytes | bytearray) -> list[str]:
     return [name.tobytes().hex() for name in np.unique(ids[1:][ids[1:] == ids[:-1]])]
 
 
-def faults_of(record: TargetRecord, dataset: Dataset, texts: TextTable | None) -> Iterator[str]:
+def faults_of(record: TargetRecord, dataset: Dataset) -> Iterator[str]:
+    texts = dataset.texts
     data = {name: tensor.bytes for name, tensor in record.tensors.items()}
     if digest_of(record.model_dump(), data) != record.digest:
         yield "a value or a byte is not what it was"
     yield from noise_faults(record)
+    if record.sigmas and wide_of(record.sigmas, sigmas_of(record)) > SIGMA:
+        yield "its sigmas are not those of its schedule"
     said = [(record.caption, record.caption_id), (record.negative_caption, record.negative_id)]
     for caption, name in said:
         if caption is None or name is None:
@@ -159,6 +178,22 @@ def faults_of(record: TargetRecord, dataset: Dataset, texts: TextTable | None) -
             yield f"the caption {caption[:60]!r} is not the one of its id"
         if texts is not None and name not in texts:
             yield f"the caption {caption[:60]!r} has no text"
+
+
+def sigmas_of(record: TargetRecord) -> list[float]:
+    """The noise levels that a row's schedule, steps and shift lead to, where its tensors meet."""
+    levels = levels_of(record, AS_IS)
+    if "u" not in record.tensors:
+        return levels
+    ends = bounds(len(levels) - 1, record.tensors["u"].shape[0])
+    return [levels[end] for end in ends]
+
+
+def wide_of(found: Sequence[float], wanted: Sequence[float]) -> float:
+    """The largest difference; infinite between lists of two lengths."""
+    if len(found) != len(wanted):
+        return math.inf
+    return max(abs(one - other) for one, other in zip(found, wanted, strict=True))
 
 
 def noise_faults(record: TargetRecord) -> Iterator[str]:
@@ -203,11 +238,11 @@ def check_teacher(
     if isinstance(target, FeatureTarget):
         taps = Taps(names=target.taps, width=target.width, seed=target.seed)
     checks = Checks(Teacher(engine, taps), target.kind)
-    right = list(checks.errors(rows, AS_IS).values())
-    bound = bound_of(dataset)
-    passed = median(right) <= bound
-    facts = {**spread(right), "bound of the median": bound}
-    verdict.findings.append(Finding("asked again", passed, facts))
+    keys = {row.record.sample_id: called(row.record) for row in rows}
+    bound, errors = bound_of(dataset), checks.errors(rows, AS_IS)
+    told = {keys[name]: error for name, error in errors.items()}
+    verdict.findings.append(judged("asked again", told, bound, ceiling_of(bound)))
+    right = [*errors.values()]
     if len(rows) < ENOUGH:
         verdict.skipped.append(f"controls: {len(rows)} rows; {ENOUGH} make a median")
     for name, change in CONTROLS.items():
@@ -223,10 +258,9 @@ def check_teacher(
         facts = {**spread(wrong), "times the right ones": ratio}
         verdict.findings.append(Finding(f"must fail: {name}", ratio >= FAR, facts))
     if target.kind == "path" and replays:
-        whole = list(checks.errors(rows[:replays], whole=True).values())
-        verdict.findings.append(
-            Finding("walked whole", median(whole) <= 10 * bound, {**spread(whole)})
-        )
+        walked = checks.errors(rows[:replays], whole=True)
+        told = {keys[name]: error for name, error in walked.items()}
+        verdict.findings.append(judged("walked whole", told, 10 * bound, 10 * ceiling_of(bound)))
 
 
 def bound_of(dataset: Dataset) -> float:
@@ -235,10 +269,19 @@ def bound_of(dataset: Dataset) -> float:
     return max(rounding, COARSE if dataset.identity["teacher"]["dtype"] == "bfloat16" else 0.0)
 
 
-def check_texts(
-    dataset: Dataset, engine: FluxEngine, texts: TextTable | None, rows: Sequence[Row]
-) -> Finding | None:
+def called(record: TargetRecord) -> str:
+    """A row for people: its key, and which of its samples."""
+    return f"{record.key} ({record.sample})" if record.sample else record.key
+
+
+def ceiling_of(bound: float) -> float:
+    """What any right row may be, where their median may be so much."""
+    return min(MOST * bound, FAR_OFF)
+
+
+def check_texts(dataset: Dataset, engine: FluxEngine, rows: Sequence[Row]) -> Finding | None:
     """Some texts encoded again."""
+    texts = dataset.texts
     plain = [row.record for row in rows if not row.record.loras]
     if texts is None or not plain:
         return None
@@ -285,26 +328,16 @@ def decoded(engine: FluxEngine, rows: Sequence[Row]) -> list[Tensor]:
     return out
 
 
-def texts_of(storage: Storage, job: DistillJob) -> TextTable | None:
-    """The table of an output on a disk; None where none is stored or it lies elsewhere."""
-    if not job.store_text or not storage.local:
-        return None
-    return TextTable(Path(storage.path(TEXT)))
-
-
 def verify_rows(dataset: Dataset, verdict: Verdict, count: int) -> Sample:
     """The first part: needs no engine."""
-    texts = texts_of(dataset.storage, dataset.job)
-    if texts is not None:
-        for path, identity in texts.identities:
+    if dataset.texts is not None:
+        for path, identity in dataset.texts.identities:
             try:
                 refuse_other(identity, dataset.identity, f"{TEXT}/{path.name}")
             except IdentityError as error:
                 verdict.findings.append(Finding("texts' identity", False, {}, (str(error),)))
-    elif dataset.job.store_text:
-        verdict.skipped.append(f"texts: {TEXT}/*{SUFFIX} are read from a disk")
     sample = Sample(count)
-    verdict.rows, findings = check_rows(dataset, texts, sample)
+    verdict.rows, findings = check_rows(dataset, sample)
     verdict.findings += findings
     return sample
 
@@ -331,8 +364,7 @@ def verify_teacher(
         verdict.skipped.append("teacher: no row can be asked about")
         return [], []
     check_teacher(dataset, engine, rows, replays, verdict)
-    texts = texts_of(dataset.storage, dataset.job)
-    if (finding := check_texts(dataset, engine, texts, rows)) is not None:
+    if (finding := check_texts(dataset, engine, rows)) is not None:
         verdict.findings.append(finding)
     with torch.inference_mode():
         return decoded(engine, rows), [row.record.caption for row in rows[:SHEET]]

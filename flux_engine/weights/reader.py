@@ -1,4 +1,4 @@
-"""Safetensors files into shapes and tensors: the only door to the safetensors library."""
+"""Files of weights into shapes and tensors: the only door to the safetensors library."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from torch import Tensor
 from flux_engine.errors import CheckpointError, SourceError
 from flux_engine.weights.folder import PICKLES
 from flux_engine.weights.stored import Stored
+from flux_engine.weights.unpickled import SUFFIX, unpickled
 
 LFS_POINTER = b"version https://git-lfs"
 DTYPES = {
@@ -35,9 +36,11 @@ def read_shapes(files: Sequence[Path]) -> dict[str, Stored]:
     shapes: dict[str, Stored] = {}
     for file, opened, key in _entries(files):
         piece = opened.get_slice(key)
-        if piece.get_dtype() not in DTYPES:
-            raise CheckpointError(str(file), reason=f"{key} has type {piece.get_dtype()}")
-        shapes[key] = Stored(tuple(piece.get_shape()), DTYPES[piece.get_dtype()])
+        kind = piece.get_dtype()
+        dtype = kind if kind in DTYPES.values() else DTYPES.get(kind)
+        if dtype is None:
+            raise CheckpointError(str(file), reason=f"{key} has type {kind}")
+        shapes[key] = Stored(tuple(piece.get_shape()), dtype)
     return shapes
 
 
@@ -89,13 +92,18 @@ def _entries(
 
 @contextmanager
 def _opened(file: Path, device: torch.device | str) -> Iterator[Any]:
-    if file.suffix in PICKLES:
+    if file.suffix in PICKLES and file.suffix != SUFFIX:
         raise SourceError(
             f"{file}: a pickle can run any code while it is loaded, so only safetensors files "
-            "are read; convert it, or name the .safetensors file of the same model"
+            "are read, and .bin by a reader that runs none; convert it, or name the .safetensors "
+            "file of the same model"
         )
     if not file.is_file():
         raise SourceError(f"{file}: there is no such file")
+    if file.suffix == SUFFIX:
+        with unpickled(file, device) as pickled:
+            yield pickled
+        return
     try:
         with safe_open(file, framework="pt", device=str(device)) as opened:
             yield opened

@@ -9,11 +9,18 @@ import pytest
 
 from batch.bucket import Bucket
 from batch.errors import ManifestError, OutputError, StorageError
+from batch.run import checked_plan, run
+from batch.storage import Storage
+from batch.targets.verdict import Verdict
+from batch.targets.verification import Dataset, verify_rows, verify_teacher
 from schemas.jobs import GenerateJob
 from tests.batch.doubles import data_bytes, job, write_manifest
 from tests.batch.s3 import CREDENTIALS, Server, serving
 from tests.batch.test_media import png
 from tests.batch.test_run import go, start
+from tests.batch.test_run_targets import contents
+from tests.batch.test_run_targets import job as targets_job
+from tests.conftest import ShapesEngine
 
 ROWS = 24
 
@@ -122,3 +129,27 @@ def test_a_bucket_that_is_not_there_is_refused_before_anything(
             go(asked.model_copy(update={name: wrong}), start)
     with pytest.raises(OutputError, match="outputs are local folders or s3:// addresses"):
         go(asked.model_copy(update={"output": "gs://bucket/out?anonymous=true"}), start)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_targets_go_into_a_bucket_are_the_same_there_and_are_verified(
+    server: Server, tmp_path: Path, shapes_engine: ShapesEngine
+) -> None:
+    here = targets_job(tmp_path, "out", workers=1)
+    run(here, *checked_plan(here), start)
+    there = here.model_copy(update={"output": server.uri("targets/out")})
+    report, complete = run(there, *checked_plan(there), start)
+    assert complete
+    assert report.done == report.rows
+    bucket = Bucket(there.output)
+    for name, data in contents(tmp_path / "out").items():
+        assert bucket.read(name) == data, name
+    verdict = Verdict(there.output)
+    found = Dataset(Storage(there.output))
+    sample = verify_rows(found, verdict, 8)
+    verify_teacher(found, shapes_engine(), sample, verdict, folder=str(tmp_path), replays=1)
+    told = {finding.name: finding.passed for finding in verdict.findings}
+    assert told["rows by themselves"]
+    assert told["texts encoded again"]
+    assert not [why for why in verdict.skipped if "text" in why]

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from jobs import verify
 from tests.batch.doubles import write_manifest
+from tests.batch.test_verify import flip
 from tests.jobs import command
 
 ROOT = Path(__file__).parents[2]
@@ -96,3 +99,9 @@ def test_a_killed_run_that_goes_on_makes_the_same_bytes_and_is_verified(tmp_path
     assert (tmp_path / "killed" / "verify.html").is_file()
     report = json.loads((tmp_path / "killed" / "verify.json").read_text())
     assert report["passed"] is True
+    flip(next((tmp_path / "killed" / "data").iterdir()), 300)
+    broken = CliRunner().invoke(verify.app, [str(tmp_path / "killed"), "--sums-only"])
+    assert broken.exit_code == 1
+    report = json.loads((tmp_path / "killed" / "verify.json").read_text())
+    assert report["passed"] is False
+    assert "sum is " in report["findings"][0]["faults"][0]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -204,14 +206,32 @@ def last(text: str) -> dict[str, Any]:
     return told
 
 
+def readme_words(config: Path) -> list[str]:
+    """The README's `ray job submit`, with this job file."""
+    found = re.search(r"^ray job submit (?:.*\\\n)*.*$", (ROOT / "README.md").read_text(), re.M)
+    assert found
+    return shlex.split(found[0].replace("\\\n", " ").replace("job.yaml", config.name))
+
+
 @pytest.mark.ray
 def test_ray_job_submit_makes_a_dataset(head: Head, travelling: Path, tmp_path: Path) -> None:
-    words = f"ray job submit --working-dir . -- python -m jobs.generate --config {travelling.name}"
-    done = head.run(*words.split())
+    done = head.run(*readme_words(travelling))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     assert '"rows": 6, "done": 6, "rejected": 0' in done.stdout
     assert column(tmp_path / "out", "key") == [f"k{i}" for i in range(6)]
+
+
+@pytest.mark.ray
+def test_ray_job_submit_makes_targets(head: Head, travelling: Path, tmp_path: Path) -> None:
+    told = yaml.safe_load(travelling.read_text())
+    told |= {"target": {"kind": "pair"}, "check_share": 0.0}
+    travelling.write_text(yaml.safe_dump(told))
+    words = f"ray job submit --working-dir . -- python -m jobs.distill --config {travelling.name}"
+    done = head.run(*words.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"rows": 6, "done": 6, "rejected": 0' in done.stdout
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"] == 6
 
 
 @pytest.mark.ray

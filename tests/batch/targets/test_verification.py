@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +12,8 @@ import torch
 from batch.errors import OutputError
 from batch.output import to_json
 from batch.storage import Storage
-from batch.targets.verdict import Verdict
+from batch.targets.layout import digest_of, from_row
+from batch.targets.verdict import Verdict, judged
 from batch.targets.verification import (
     ENOUGH,
     Dataset,
@@ -141,6 +143,37 @@ def test_a_row_whose_digest_fits_a_lie_is_found_by_the_teacher(
     assert not by_name(verdict)["asked again"].passed
 
 
+def test_one_row_of_many_that_the_teacher_did_not_say_is_found_and_named(
+    made: Path, shapes_engine: ShapesEngine
+) -> None:
+    verdict = Verdict("here")
+    found = Dataset(Storage(str(made)))
+    sample = verify_rows(found, verdict, len(WORDS))
+    first, *others = sample.rows()
+    lies = Sample(len(WORDS))
+    for record in (first.model_copy(update={"caption": "a large white star"}), *others):
+        lies.offer(record)
+    verify_teacher(found, shapes_engine(), lies, verdict, folder=str(made.parent / "m"), replays=0)
+    finding = by_name(verdict)["asked again"]
+    assert not finding.passed
+    assert [fault.partition(":")[0] for fault in finding.faults] == [first.key]
+
+
+def test_sigmas_of_another_schedule_are_found_although_the_digest_fits(
+    made: Path, tmp_path: Path
+) -> None:
+    def bend(row: dict[str, Any]) -> None:
+        row["sigmas"][3] = float(np.float32(row["sigmas"][3] + 1e-3))
+        record = from_row(row, ("u",))
+        told = digest_of(record.model_dump(), {"u": row["u_bytes"]})
+        row["digest"] = bytes.fromhex(told)
+
+    (finding,) = looked_at(changed(made, tmp_path / "x", bend)).findings
+    assert [fault.rpartition(": ")[2] for fault in finding.faults] == [
+        "its sigmas are not those of its schedule"
+    ]
+
+
 def test_another_teacher_is_named(made: Path, shapes_engine: ShapesEngine) -> None:
     engine = shapes_engine(text_batch=3)
     engine.fingerprints = engine.fingerprints | {"dit": {"other.safetensors": "00"}}
@@ -202,3 +235,12 @@ def test_loras_that_are_others_now_fail_by_name(
     finding = by_name(looked_at(output, shapes_engine()))["LoRAs"]
     assert not finding.passed
     assert file.name in finding.faults[0]
+
+
+def test_each_row_is_judged_and_what_is_no_number_fails() -> None:
+    assert judged("x", {"a": 1e-4, "b": 4e-3}, 1e-3, 5e-3).passed is False  # the median
+    assert judged("x", {"a": 1e-4, "b": 1e-4, "c": 4e-3}, 1e-3, 5e-3).passed
+    far = judged("x", {"a": 1e-4, "b": 1e-4, "c": 6e-3}, 1e-3, 5e-3)
+    assert (far.passed, far.faults) == (False, ("c: off by 0.006",))
+    broken = judged("x", {"a": 1e-4, "b": 1e-4, "c": float("nan")}, 1e-3, 5e-3)
+    assert (broken.passed, broken.facts["no numbers"], broken.facts["rows"]) == (False, 1, 3)

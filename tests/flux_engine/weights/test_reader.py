@@ -49,7 +49,7 @@ def test_a_key_in_two_files_is_named_with_both(shards: list[Path], tmp_path: Pat
         read_shapes([*shards, tmp_path / "3.safetensors"])
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.ckpt"])
+@pytest.mark.parametrize("name", ["model.pth", "model.pt", "model.ckpt"])
 def test_a_pickle_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"\x80\x04.")
     with pytest.raises(SourceError, match="a pickle can run any code"):

@@ -52,7 +52,7 @@ def test_a_folder_without_weights_gives_all_its_files(tmp_path: Path) -> None:
     assert names == ["merges.txt", "vocab.json"]
 
 
-def test_a_folder_of_pickles_gives_them_to_be_refused_by_name(tmp_path: Path) -> None:
+def test_a_folder_that_has_no_other_weights_gives_its_pickles(tmp_path: Path) -> None:
     touch(tmp_path, "config.json", "pytorch_model.bin")
     assert [file.name for file in fetch(ModelSource(path=str(tmp_path)))] == ["pytorch_model.bin"]
 
