@@ -23,7 +23,8 @@ from schemas.targets import METADATA
 
 @dataclass(frozen=True)
 class Captions:
-    """How a dataset's captions are told: with a trigger word before them, or now and then not."""
+    """How a dataset's captions are told: with a trigger word before those that do not have it, or
+    now and then not."""
 
     trigger: str | None = None
     dropout: float = 0.0
@@ -31,9 +32,14 @@ class Captions:
     def told(self, caption: str, *, dropped: bool) -> str:
         if dropped:
             return ""
-        if self.trigger is None or self.trigger in caption:
+        if self.trigger is None or has_words(self.trigger, caption):
             return caption
         return f"{self.trigger}, {caption}" if caption else self.trigger
+
+
+def has_words(words: str, caption: str) -> bool:
+    """Whether they stand there whole: `owl` is no word of `a bowl`."""
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", caption) is not None
 
 
 class Source(Protocol):
