@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from batch.training.curriculum import Curriculum
-from batch.training.learner import checkpointing_of, shape_of
+from batch.training.learner import checkpointing_of, keeps_base, shape_of
 from flux_engine.latents import PATCH
 from flux_engine.models.dit import FluxSpec, FluxTransformer
 from flux_engine.training.layers import linear_layers
@@ -63,7 +63,8 @@ def trained_numbers(job: TrainJob, dit: FluxTransformer) -> int:
 
 
 def memory(job: TrainJob, curriculum: Curriculum, dit: FluxTransformer) -> dict[str, int]:
-    """Bytes on each worker's device by part; of activations an estimate, for the largest size."""
+    """Bytes on each worker's device by part; of activations an estimate, for the largest size and
+    the longest captions."""
     numbers = trained_numbers(job, dit)
     base = sum(p.numel() for p in dit.parameters())
     width = dtype_bytes(job.master_dtype if job.trainable_models else job.torch_dtype)
@@ -71,6 +72,7 @@ def memory(job: TrainJob, curriculum: Curriculum, dit: FluxTransformer) -> dict[
     state = STATES.get(job.optimizer.kind, 8)
     parts = {
         "base": base * (1 if job.fp8_models else width),
+        "kept base": base * width if keeps_base(job) else 0,
         "trained": 0 if job.trainable_models else 4 * numbers,
         "gradients": numbers * master * (1 + job.ordered * (curriculum.stream.per_step > 1)),
         "optimizer": numbers * state * master // 4,
@@ -87,7 +89,7 @@ def activations(job: TrainJob, curriculum: Curriculum, spec: FluxSpec) -> int:
     8 D + 3 I, where D is the width and I the MLP's.
     """
     pixels = [h * w for course in curriculum.courses for h, w in course.share.batches.buckets]
-    length = job.sampling.t5_sequence_length or 512
+    length = max(course.source.longest() for course in curriculum.courses)
     tokens = max(pixels) // (CELL * PATCH) ** 2 + length
     size = dtype_bytes(job.torch_dtype) * tokens * job.batch_size
     double, single = (n * spec.width + 3 * spec.inner for n in (12, 8))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -29,6 +30,7 @@ from flux_engine.training.material import Material
 from schemas.task import EXTRA_INPUTS
 
 CELL = 8  # pixels to the side of a latent cell
+LENGTH = "t5_sequence_length"
 ROOM = 2 * 2**30  # bytes of latents that are kept in memory
 TENSORS = ("latent", "moments", "u", "v_cond", "v_uncond", "mask")
 RECORDED = ("seed", "num_inference_steps", "embedded_guidance", "cfg_scale")
@@ -120,7 +122,7 @@ class TargetSource:
         keys: dict[TextKey, None] = {}
         has = self.dataset.has_text
         for file in self.dataset.told.files:
-            table = pq.read_table(file.path, columns=["caption", "t5_sequence_length"])
+            table = pq.read_table(file.path, columns=["caption", LENGTH])
             pairs = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
             for caption, length in dict.fromkeys(pairs):
                 for dropped in {False, captions.dropout > 0}:
@@ -169,6 +171,11 @@ class TargetSource:
             mask_1HW=tensors.get("mask") if self.mask else None,
             **(values | inputs(self.extra, {**recorded, **NOISE, **found.carried}, where)),
         )
+
+    def longest(self) -> int:
+        files = [file.path for file in self.dataset.told.files]
+        lengths = (pq.read_table(path, columns=[LENGTH]).column(0) for path in files)
+        return max(int(pc.max(told).as_py()) for told in lengths if len(told))
 
     def rejects(self) -> list[Reject]:
         return list(self._rejects)
@@ -296,6 +303,9 @@ class PictureSource:
         )
         self._kept.put(row, made, latent.nbytes + (mask.nbytes if mask is not None else 0))
         return made
+
+    def longest(self) -> int:
+        return self.length
 
     def rejects(self) -> list[Reject]:
         return self.rows.rejects()

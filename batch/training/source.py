@@ -58,6 +58,9 @@ class Source(Protocol):
     def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
         """All that a row has, told so."""
 
+    def longest(self) -> int:
+        """Of the rows' captions, in T5 tokens."""
+
     def rejects(self) -> list[Reject]:
         """Rows that cannot be learned from, as far as headers tell; no bucket has them."""
 

@@ -7,8 +7,10 @@ import torch
 from batch.training.estimate import foreseen, memory
 from batch.training.look import checked
 from flux_engine.models.dit import FluxSpec, FluxTransformer
+from flux_engine.training.full import TrainedWeights
 from tests.batch.targets.made import Targets
 from tests.batch.training.lessons import learned, lesson
+from tests.batch.training.tables import write_table
 
 
 def test_numbers_are_those_of_the_run(tmp_path: Path, targets: Targets) -> None:
@@ -36,6 +38,39 @@ def test_an_average_is_as_wide_whatever_is_trained(tmp_path: Path, targets: Targ
         dit = FluxTransformer(FluxSpec(double_blocks=1, single_blocks=1))
     told = memory(job, checked(job), dit)
     assert told["average"] == 4 * sum(p.numel() for p in dit.parameters())
+
+
+def test_what_weights_were_is_counted_where_it_is_asked_for(
+    tmp_path: Path, targets: Targets
+) -> None:
+    whole = {"trainable_models": "dit", "lora_rank": None, "lora_target_modules": None}
+    told, kept = {}, {}
+    for task in ("sft", "prior"):
+        job = lesson(tmp_path / task, targets("cache"), task=task, max_steps=1, **whole)
+        worker, _ = learned(job)
+        told[task] = memory(job, checked(job), worker.learner.dit)
+        assert isinstance(worker.learner.trained, TrainedWeights)
+        kept[task] = sum(t.nbytes for t in (worker.learner.trained._base or {}).values())
+        assert told[task]["kept base"] == kept[task]
+    assert kept["sft"] == 0 < kept["prior"]
+    assert told["prior"]["all"] == told["sft"]["all"] + kept["prior"]
+
+
+def test_text_is_counted_as_long_as_the_longest_of_the_datasets(
+    tmp_path: Path, targets: Targets
+) -> None:
+    datasets = [str(targets("cache")), str(write_table(tmp_path / "table"))]
+    with torch.device("meta"):
+        dit = FluxTransformer(FluxSpec())
+    told = []
+    for length in (16, 512):
+        job = lesson(
+            tmp_path / "out", targets("cache"), datasets=datasets, height=64, width=64,
+            sampling={"t5_sequence_length": length},
+        )  # fmt: skip
+        told.append(memory(job, checked(job), dit)["activations"])
+    tokens, of_targets = 16, 20
+    assert told[1] / told[0] == (tokens + 512) / (tokens + of_targets)
 
 
 def test_the_published_model_fits_where_it_is_known_to(tmp_path: Path, targets: Targets) -> None:
