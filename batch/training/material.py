@@ -43,7 +43,8 @@ HELD: dict[str, tuple[Part, ...]] = {  # by kind, beside tensors and text
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[Tensor], Tensor]  # a picture's pixels (3, H, W) into its latent (Z, h, w)
+# a picture's pixels (3, H, W) into its latent (Z, h, w); threads may ask at once
+Encode = Callable[[Tensor], Tensor]
 
 
 class TextsByKey(Protocol):
@@ -227,7 +228,6 @@ class PictureSource:
             refuse_lost(sorted(named), set(file.schema.names), file.path)
         self._encode = encode
         self._kept: Kept[int, Material] = Kept(room)
-        self._lock = threading.Lock()
         self._broken: set[int] = set()  # rows whose pictures turned out not to be decodable
 
     def __len__(self) -> int:
@@ -289,8 +289,7 @@ class PictureSource:
             if found.mask is None:
                 raise JobError(f"{where}: mask is null, and the job trains with masks")
             mask = F.avg_pool2d(found.mask[None], CELL)[0]
-        with self._lock:  # one picture at a time is on the device
-            latent = self._encode(found.pixels)
+        latent = self._encode(found.pixels)
         nothing = latent.new_zeros(0)
         made = Material(
             name=where,

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,20 +66,25 @@ class Outcome:
 
 
 class Autoencoder:
-    """The autoencoder, which is loaded when the first picture is to be encoded."""
+    """The autoencoder, which is loaded when the first picture is to be encoded. Threads may ask at
+    once: one of them loads it, and one picture at a time is encoded."""
 
     def __init__(self, parts: ModelParts, device: torch.device) -> None:
         self.parts, self.device = parts, device
         self._coder: PictureCoder | None = None
+        self._lock = threading.RLock()
 
     def coder(self) -> PictureCoder:
-        if self._coder is None:
-            self._coder = self.parts.coder(self.device, "there are pictures to encode or to show")
-        return self._coder
+        with self._lock:
+            if self._coder is None:
+                why = "there are pictures to encode or to show"
+                self._coder = self.parts.coder(self.device, why)
+            return self._coder
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The latent of one picture: its mean, in a batch of its own, whoever its neighbours."""
-        return self.coder().encode([pixels], 1, None)[0]
+        with self._lock:
+            return self.coder().encode([pixels], 1, None)[0]
 
 
 class TrainWorker:

@@ -1,6 +1,8 @@
 """A rank learns, falls, goes on and stops."""
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from batch.errors import OutputError, RunFailed
 from batch.storage import Storage
 from batch.training.checkpoint import COMPLETE, FOLDER
 from batch.training.metrics import read_metrics
-from batch.training.worker import Quiet, TrainWorker
+from batch.training.worker import Autoencoder, Quiet, TrainWorker
 from flux_engine.training.chance import chance
 from tests.batch.targets.made import Targets, distilled
 from tests.batch.training.lessons import checkpoint, learned, lesson, tensors
@@ -212,6 +214,36 @@ def test_two_datasets_have_curves_of_their_own(tmp_path: Path, targets: Targets)
         assert set(line["losses"]) == {str(targets("cache")), str(targets("pair"))}
     first = read_metrics(Storage(job.output_path))[0]
     assert first["losses"][str(targets("pair"))] == 0.0  # nothing has been learned yet
+
+
+class OneAtATime:
+    """An autoencoder that is loaded once, and has one picture."""
+
+    def __init__(self) -> None:
+        self.loaded, self.now, self.most = 0, 0, 0
+
+    def coder(self, device: torch.device, why: str) -> "OneAtATime":
+        time.sleep(0.05)
+        self.loaded += 1
+        return self
+
+    def encode(self, pictures: list[torch.Tensor], batch: int, tiling: None) -> list[torch.Tensor]:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        time.sleep(0.02)
+        self.now -= 1
+        return pictures
+
+
+def test_the_autoencoder_is_loaded_once_and_sees_one_picture_at_a_time() -> None:
+    parts = OneAtATime()
+    autoencoder = Autoencoder(parts, torch.device("cpu"))  # type: ignore[arg-type]
+    with ThreadPoolExecutor(4) as pool:  # of several datasets' sources, and for sample pictures
+        shown = pool.submit(autoencoder.coder)
+        latents = list(pool.map(autoencoder, [torch.full((1,), float(i)) for i in range(4)]))
+    assert shown.result() is parts
+    assert [latent.item() for latent in latents] == [0.0, 1.0, 2.0, 3.0]
+    assert (parts.loaded, parts.most) == (1, 1)
 
 
 def test_draws_are_functions_of_their_origin() -> None:
