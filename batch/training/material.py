@@ -141,9 +141,9 @@ class TargetSource:
         return table[name] if name in table else None  # noqa: SIM401  it has no `get`
 
     def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
-        with self._lock:
-            found = self.dataset.row(row)
-            where = f"{self.dataset.where(row)} (key {found.record.key})"
+        self._open()
+        found = self.dataset.row(row)
+        where = f"{self.dataset.where(row)} (key {found.record.key})"
         record, told = found.record, captions.told(found.record.caption, dropped=dropped)
         length = record.t5_sequence_length
         text = found.text if told == record.caption else self._own(told, length)
@@ -177,6 +177,12 @@ class TargetSource:
         files = [file.path for file in self.dataset.told.files]
         lengths = (pq.read_table(path, columns=[LENGTH]).column(0) for path in files)
         return max(int(pc.max(told).as_py()) for told in lengths if len(told))
+
+    def _open(self) -> None:
+        """Have the table of texts opened by one thread; rows are read and drawn by several."""
+        with self._lock:
+            if "text" in self.dataset.parts:
+                _ = self.dataset.texts
 
     def rejects(self) -> list[Reject]:
         return list(self._rejects)
