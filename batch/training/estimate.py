@@ -1,5 +1,6 @@
 """What a training job would do and hold, before it does: steps, samples, parameters, memory."""
 
+import os
 from collections.abc import Iterator
 
 import torch
@@ -20,6 +21,7 @@ def foreseen(job: TrainJob, curriculum: Curriculum) -> Iterator[str]:
     stream = curriculum.stream
     per_step = job.batch_size * stream.per_step
     yield f"steps: {stream.steps}, of {stream.per_step} micro-batches of {job.batch_size} samples ({per_step} samples)"  # noqa: E501
+    yield f"workers: {workers(job)}"
     counts = stream.counts()
     for name, course, count in zip(curriculum.names, curriculum.courses, counts, strict=True):
         batches = course.share.batches
@@ -34,6 +36,27 @@ def foreseen(job: TrainJob, curriculum: Curriculum) -> Iterator[str]:
     assert isinstance(dit, FluxTransformer)
     yield from parameters(job, dit)
     yield from (f"memory: {part} {size}" for part, size in memory(job, curriculum, dit).items())
+
+
+def workers(job: TrainJob) -> str:
+    """How many there will be, and why. No cluster is asked."""
+    n = job.gradient_accumulation_steps
+    numbers = ", ".join(map(str, job.worker_counts))
+    why = f"their number divides gradient_accumulation_steps ({n})"
+    match job.workers:
+        case "local":
+            return "this process"
+        case "auto":
+            gpus = torch.cuda.device_count()
+            if job.device == "cpu" or not (gpus or os.environ.get("RAY_ADDRESS")):
+                return "this process; no GPU is used"
+            if os.environ.get("RAY_ADDRESS"):
+                return f"as many as the cluster has GPUs for, of {numbers}: {why}"
+            return f"{max(k for k in job.worker_counts if k <= gpus)} on {gpus} GPUs: {why}"
+        case int(count):
+            return str(count)
+        case _:
+            return f"as many as there is room for, {numbers}: {why}"
 
 
 def parameters(job: TrainJob, dit: FluxTransformer) -> Iterator[str]:

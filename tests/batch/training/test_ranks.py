@@ -13,6 +13,7 @@ import torch
 from batch.errors import RunFailed
 from batch.storage import Storage
 from batch.training.checkpoint import Checkpoints
+from batch.training.metrics import read_metrics
 from batch.training.ranks import is_asked_after, run_on_ray
 from tests.batch.targets.made import Targets
 from tests.batch.training.lessons import checkpoint, learned, lesson, tensors
@@ -62,6 +63,24 @@ def test_a_rank_that_is_killed_is_started_again_and_changes_no_bit(
     one, other = tensors(checkpoint(whole)), tensors(checkpoint(job))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_as_many_as_there_is_room_for_learn_the_same_though_their_number_divides_nothing(
+    tmp_path: Path, targets: Targets
+) -> None:
+    values = {"max_steps": 3, "gradient_accumulation_steps": 6}
+    whole = lesson(tmp_path / "whole", targets("cache"), **values)
+    learned(whole)
+    job = lesson(tmp_path / "several", targets("cache"), workers=[1, 6], **values)
+    run_on_ray(job, (1, 6), lambda: False)  # there are four CPUs
+    one, other = tensors(checkpoint(whole)), tensors(checkpoint(job))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    alone, together = (
+        [line["losses"] for line in read_metrics(Storage(one.output_path))] for one in (whole, job)
+    )
+    assert alone == together
 
 
 @pytest.mark.ray
