@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from batch.errors import JobError, PictureDown, PictureError
 from batch.manifest import Manifest
+from batch.output import DATA
 from batch.targets.copy import local
 from batch.targets.dataset import Part, TargetDataset
 from batch.targets.files import Bucket, inventory
@@ -23,7 +25,7 @@ from batch.targets.layout import tensor_names
 from batch.targets.text import Told, caption_id
 from batch.training.columns import Reject
 from batch.training.kept import Kept
-from batch.training.pictures import PictureRows
+from batch.training.pictures import KEY, PictureRows
 from batch.training.source import Captions, inputs, refuse_unusable
 from flux_engine.encode import TextKey
 from flux_engine.training.material import Material
@@ -187,6 +189,19 @@ class TargetSource:
     def rejects(self) -> list[Reject]:
         return list(self._rejects)
 
+    def passed_over(self) -> list[int]:
+        return []  # a row that is not what was written ends the run
+
+    def pass_over(self, rows: Iterable[int]) -> None:
+        pass
+
+    def stand_in(self, row: int) -> int:
+        return row
+
+    def row_keys(self) -> Iterator[tuple[str, pa.ChunkedArray]]:
+        for file in self.dataset.told.files:
+            yield f"{DATA}/{file.path.name}", pq.read_table(file.path, columns=["key"]).column(0)
+
     def lineage(self) -> dict[str, Any]:
         manifest = json.loads((local(self.address) / "manifest.json").read_text())
         identity = json.dumps(manifest["identity"], sort_keys=True).encode()
@@ -277,6 +292,24 @@ class PictureSource:
                     logger.warning("row passed over", extra={"why": str(error)})
                 self._broken.add(number)
         raise JobError(f"{self.address}: no picture of the size of row {row} can be decoded")
+
+    def passed_over(self) -> list[int]:
+        return sorted(self._broken.copy())
+
+    def pass_over(self, rows: Iterable[int]) -> None:
+        self._broken.update(rows)
+
+    def stand_in(self, row: int) -> int:
+        return next(number for number in self._from(row) if number not in self._broken)
+
+    def row_keys(self) -> Iterator[tuple[str, pa.ChunkedArray]]:
+        for file in self.manifest.files:
+            if KEY not in file.schema.names:
+                yield file.name, pa.chunked_array([pa.nulls(file.rows, pa.string())])
+                continue
+            with self.manifest.fs.open_input_file(file.path) as stream:
+                table = pq.read_table(stream, columns=[KEY])
+            yield file.name, table.column(0).cast(pa.string())
 
     def _from(self, row: int) -> Iterator[int]:
         """The rows of a row's size, it first."""

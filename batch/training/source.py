@@ -4,11 +4,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.errors import JobError
@@ -48,6 +49,8 @@ class Source(Protocol):
     address: str
     kind: str  # of targets, or "pictures"
 
+    def __len__(self) -> int: ...
+
     def buckets(self) -> dict[Bucket, np.ndarray]: ...
 
     def row_groups(self) -> np.ndarray: ...
@@ -63,6 +66,18 @@ class Source(Protocol):
 
     def rejects(self) -> list[Reject]:
         """Rows that cannot be learned from, as far as headers tell; no bucket has them."""
+
+    def passed_over(self) -> list[int]:
+        """Rows that turned out, when they were asked for, not to be readable."""
+
+    def pass_over(self, rows: Iterable[int]) -> None:
+        """These turned out so elsewhere."""
+
+    def stand_in(self, row: int) -> int:
+        """The row that is given for this one; itself if it can be read."""
+
+    def row_keys(self) -> Iterator[tuple[str, pa.ChunkedArray]]:
+        """Of each file, as `lineage` names it: the keys of its rows, null where they have none."""
 
     def lineage(self) -> dict[str, Any]:
         """Where it is, whose it is, and its files with their rows and digests."""

@@ -135,6 +135,7 @@ class TrainWorker:
         self.step = self._kept = checkpoint.step
         self.skipped = int(checkpoint.told["skipped"])
         self.seconds = float(checkpoint.told["seconds"])
+        self.curriculum.pass_over(checkpoint.told.get("passed_over", ()))
         logger.info("going on", extra={"step": self.step, "of": self.curriculum.stream.steps})
 
     def run(self, signals: Signals | None = None) -> Outcome:
@@ -246,13 +247,26 @@ class TrainWorker:
 
     def told(self) -> dict[str, Any]:
         """What a checkpoint says beside the state."""
-        return {"skipped": self.skipped, "seconds": round(self.seconds, 3), "seed": self.job.seed}
+        return {
+            "skipped": self.skipped,
+            "seconds": round(self.seconds, 3),
+            "seed": self.job.seed,
+            "passed_over": self.curriculum.passed_over(),
+        }
+
+    def _share_passed_over(self) -> None:
+        """Have all ranks know of rows that one of them could not read."""
+        mine = [f"{dataset} {row}" for dataset, row in self.curriculum.passed_over()]
+        for told in self.reduction.names(mine):
+            dataset, row = told.split()
+            self.curriculum.pass_over([(int(dataset), int(row))])
 
     def _keep(self) -> None:
         """A checkpoint of this step, unless there is one. Ranks are alike: the first writes."""
         if self._kept == self.step:
             return
         self._kept = self.step
+        self._share_passed_over()
         if self.first:
             self.metrics.write()
             self.checkpoints.write(Checkpoint(self.step, self.learner.stepper.state(), self.told()))
