@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from batch.errors import OutputError, RunFailed
 from batch.storage import Storage
@@ -105,6 +106,41 @@ def test_other_optimizers_and_schedules_go_on_bit_by_bit_too(
     assert equal(bits(fell), bits(whole))
     rates = [line["rate"] for line in read_metrics(Storage(whole.output_path))]
     assert rates[0] < rates[1] > rates[3] > rates[5] > 0
+
+
+def test_several_datasets_one_of_them_pictures_go_on_bit_by_bit(
+    tmp_path: Path, targets: Targets
+) -> None:
+    table = write_table(tmp_path / "table", noise_scale=[None, 0.5, 1.0, 1.0])
+    values = {
+        "datasets": [
+            {"path": str(targets("path")), "weight": 2, "task": "jump"},
+            {"path": str(table), "weight": 1, "trigger_word": "zorb"},
+            {"path": str(table), "weight": 1, "task": "prior", "caption_dropout": 0.5},
+        ],
+        "extra_inputs": "noise_scale",
+        "gradient_accumulation_steps": 3,
+        "max_steps": 5,
+        "ema": 0.8,
+        "dataset_num_workers": 2,
+    }
+    whole = lesson(tmp_path / "whole", table, **values)
+    learned(whole)
+    wanted = bits(whole)
+    assert {name.partition(" ")[0] for name in wanted} == {"trainable", "optimizer", "average"}
+    for step in (2, 3, 5):
+        job = lesson(tmp_path / f"fell {step}", table, **values)
+        with pytest.raises(KeyboardInterrupt):
+            learned(job, Falls(step))
+        learned(job)
+        assert equal(bits(job), wanted)
+        told = [read_metrics(Storage(one.output_path)) for one in (whole, job)]
+        losses, again = ([line["losses"] for line in lines] for lines in told)
+        assert losses == again
+        assert len({name for line in losses for name in line}) == 3
+        folders = [Path(one.output_path) for one in (whole, job)]
+        assert len({(folder / "lineage.parquet").read_bytes() for folder in folders}) == 1
+        assert equal(*(load_file(folder / "lora.safetensors") for folder in folders))
 
 
 def test_who_is_asked_to_stop_keeps_where_it_is(tmp_path: Path, targets: Targets) -> None:
