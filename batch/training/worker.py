@@ -269,6 +269,7 @@ class TrainWorker:
         self._share_passed_over()
         if self.first:
             self.metrics.write()
+            self.events.keep()
             self.checkpoints.write(Checkpoint(self.step, self.learner.stepper.state(), self.told()))
             logger.info("checkpoint", extra={"step": self.step})
 
