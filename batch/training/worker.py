@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import threading
 import time
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from flux_engine.assembly import choose_device
 from flux_engine.encode import PictureCoder
 from flux_engine.training.objective import Batch
 from flux_engine.training.reduction import Alone, Reduction
+from flux_engine.training.repeatable import repeat_on_card
 from flux_engine.training.stepper import MicroBatch, StepFacts
 from schemas.training import TrainJob
 
@@ -272,12 +272,6 @@ class TrainWorker:
             self.events.keep()
             self.checkpoints.write(Checkpoint(self.step, self.learner.stepper.state(), self.told()))
             logger.info("checkpoint", extra={"step": self.step})
-
-
-def repeat_on_card() -> None:
-    """Take the kernels that give the same bits each time; where there are none, torch warns."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # products ask for it
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
 
 
 def finite(value: float) -> float | None:
