@@ -1,8 +1,10 @@
 """Denoisers on the same random weights: ours as it holds them, and two peers in their ways."""
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -159,19 +161,11 @@ def diffsynth_step(
     dit: FluxTransformer, spec: str, ask: Ask, limit: float | None, device: torch.device
 ) -> Iterator[Step]:
     """Eager with all weights there (None), or its published low-memory recipe with `vram_limit`."""
-    import sys
-
-    from tests.parity.diffsynth_oracle import LIBRARY, declare_torchvision_operators
-
-    if importlib.util.find_spec("diffsynth") is None and not LIBRARY.is_dir():
-        raise AbsentError("diffsynth is not installed")
     if limit is not None and device.type == "cpu":
         raise AbsentError("vram_limit needs a card")
     if ask.rows > 1:
         raise AbsentError("DiffSynth has no batches")
-    if LIBRARY.is_dir() and str(LIBRARY) not in sys.path:
-        sys.path.append(str(LIBRARY))
-    operators = declare_torchvision_operators()
+    operators = open_diffsynth()
     model, forward = diffsynth_model(dit, spec)
     if limit is None:
         model.to(device)
@@ -195,6 +189,26 @@ def diffsynth_step(
 
     yield step
     del operators
+
+
+def open_diffsynth() -> torch.library.Library | None:
+    """Let it be imported from the folder where it lies; what is answered is to be held meanwhile.
+    AbsentError if there is none. It asks for ModelScope's downloads, of which none is made here."""
+    from tests.parity.diffsynth_oracle import LIBRARY, declare_torchvision_operators
+
+    if importlib.util.find_spec("diffsynth") is None and not LIBRARY.is_dir():
+        raise AbsentError("diffsynth is not installed")
+    if LIBRARY.is_dir() and str(LIBRARY) not in sys.path:
+        sys.path.append(str(LIBRARY))
+    if importlib.util.find_spec("modelscope") is None:
+        stub = ModuleType("modelscope")
+        stub.snapshot_download = no_download  # type: ignore[attr-defined]
+        sys.modules["modelscope"] = stub
+    return declare_torchvision_operators()
+
+
+def no_download(*_: object, **__: object) -> None:
+    raise AbsentError("modelscope is not installed")
 
 
 def diffsynth_model(dit: FluxTransformer, spec: str) -> tuple[Any, Any]:

@@ -3,35 +3,42 @@
     python -m benchmarks.training_speed [--spec full|tiny] [--device cuda|cpu] [--seconds N]
 
 Random weights, rank 16 on the 304 layers, AdamW; a step is forward, loss, backward and descent.
-Useful FLOP are forward and the gradient of the inputs: what is computed again is not counted.
-Prints a table and ratios, and writes `results/training_speed-<spec>-<device>-<date>.json`. The
-peer, DiffSynth-Studio, takes one picture at a time, with its own recipe's checkpointing.
+Useful FLOP are forward and the gradient of the inputs; executed are those and what checkpointing
+computes again. `ordered` is what jobs do unless they say otherwise: kernels that repeat their bits.
+The peer, DiffSynth-Studio, takes one picture at a time, with its own recipe's checkpointing.
+Prints a table and ratios, and writes `results/training_speed-<spec>-<device>-<date>.json` anew
+after each row, the most important first.
 """
 
 import argparse
 import gc
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import deterministic
 
 from benchmarks import machine
-from benchmarks.denoisers import AbsentError, diffsynth_model
-from benchmarks.random_flux import SPECS, TEXT_TOKENS, transformer
-from flux_engine.models.dit import FluxSpec
+from benchmarks.denoisers import AbsentError, diffsynth_model, open_diffsynth
+from benchmarks.random_flux import SPECS, TEXT_TOKENS, fill
+from flux_engine.models.dit import FluxSpec, FluxTransformer
 from flux_engine.training.lora import LoraShape, TrainedLora
 from flux_engine.training.net import Checkpointing, Net
 from flux_engine.training.objective import Batch, Example
 from flux_engine.training.optimizer import make_optimizer
 from flux_engine.training.rates import Rates
 from flux_engine.training.reduction import Alone
+from flux_engine.training.repeatable import WORKSPACE, repeat_on_card
 from flux_engine.training.sft import Sft
 from flux_engine.training.stepper import MicroBatch, Stepper
 from flux_engine.training.terms import PLAIN
@@ -42,19 +49,65 @@ BATCHES = {"full": (1, 4, 8), "tiny": (1, 2)}
 RANK, WARM, TIMED = 16, 2, 5
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, as published
 MODES: tuple[Checkpointing, ...] = ("none", "blocks", "offload")
+PEER = "DiffSynth"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration: ours by its checkpointing, or the peer (None)."""
+
+    mode: Checkpointing | None
+    side: int
+    batch: int = 1
+    ordered: bool = False
+
+    @property
+    def name(self) -> str:
+        if self.mode is None:
+            return PEER
+        return f"ours, checkpointing {self.mode}{', ordered' * self.ordered}"
+
+
+FIRST = (  # of the full size: what the goals are about, while there is time
+    Case("blocks", 512, 4),
+    Case("blocks", 512, 4, ordered=True),
+    Case(None, 512),
+    Case("blocks", 1024, 4),
+    Case(None, 1024),
+    Case("blocks", 512, 8),
+    Case("none", 512),
+    Case("none", 512, 2),
+    Case("none", 512, 4),
+    Case("blocks", 1024, 4, ordered=True),
+    Case("none", 1024),
+    Case("blocks", 512, 8, ordered=True),
+    Case("offload", 512, 4),
+)
+
+
+def cases(spec: str) -> list[Case]:
+    """All, the most important first."""
+    every = [
+        Case(mode, side, batch) for side in SIDES[spec] for mode in MODES for batch in BATCHES[spec]
+    ]
+    peers = [Case(None, side) for side in SIDES[spec]]
+    return list(dict.fromkeys([*(FIRST if spec == "full" else ()), *every, *peers]))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration; `absent` says why it was not run."""
+    """One configuration; `absent` says why it was not run. FLOP are of a step, shares of the
+    card's peak."""
 
     name: str
     side: int
     batch: int
     seconds: float = 0.0
     samples_per_second: float = 0.0
-    useful_tflop: float = 0.0  # of a step
-    share_of_peak: float | None = None
+    useful_tflop: float = 0.0
+    executed_tflop: float = 0.0
+    useful_share: float | None = None
+    executed_share: float | None = None
     peak_gb: float | None = None
     absent: str = ""
 
@@ -94,39 +147,61 @@ def examples(spec: str, side: int, batch: int) -> Batch:
 class Bench:
     """One run: the weights, the rows that were measured, and the time that is left."""
 
-    def __init__(self, spec: str, device: torch.device, seconds: float) -> None:
-        self.spec, self.device = spec, device
+    def __init__(
+        self, spec: str, device: torch.device, seconds: float, file: Path | None = None
+    ) -> None:
+        """`file` has the rows after each of them."""
+        self.spec, self.device, self.file = spec, device, file
         self.ends = time.monotonic() + seconds
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.rows: list[Row] = []
 
-    def run(self) -> None:
-        for side in SIDES[self.spec]:
-            for mode in MODES:
-                for batch in BATCHES[self.spec]:
-                    name = f"ours, checkpointing {mode}"
-                    self._measured(
-                        name, side, batch, lambda m=mode, s=side, b=batch: self.ours(m, s, b)
-                    )
-            self._measured("DiffSynth", side, 1, lambda s=side: self.diffsynth(s))
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Made once, where they are used: no row changes them."""
+        with torch.device("meta"):
+            model = FluxTransformer(SPECS[self.spec])
+        model = (
+            model.to(self.dtype).to_empty(device=self.device).requires_grad_(requires_grad=False)
+        )
+        fill(model.named_parameters(), self.dtype, self.device)
+        return model.state_dict()
 
-    def _measured(
-        self, name: str, side: int, batch: int, ready: Callable[[], Callable[[], Any]]
-    ) -> None:
+    def transformer(self) -> FluxTransformer:
+        """A fresh one around the weights: hooks and the like go with it."""
+        with torch.device("meta"):
+            model = FluxTransformer(SPECS[self.spec])
+        model.load_state_dict(self.weights, assign=True)
+        return model.eval().requires_grad_(requires_grad=False)
+
+    def run(self) -> None:
+        for case in cases(self.spec):
+            if case.ordered and self.device.type != "cuda":
+                continue  # a processor's kernels repeat theirs as they are
+            self.measure(case)
+
+    def measure(self, case: Case) -> None:
+        row = Row(case.name, case.side, case.batch)
         if time.monotonic() > self.ends:
-            self._keep(Row(name, side, batch, absent="no time was left"))
+            self._keep(replace(row, absent="no time was left"))
             return
         try:
-            self._keep(self._timed(name, side, batch, ready()))
+            with kernels(ordered=case.ordered):
+                self._keep(self._timed(case, row))
         except AbsentError as absent:
-            self._keep(Row(name, side, batch, absent=str(absent)))
+            self._keep(replace(row, absent=str(absent)))
+        except ImportError as error:
+            if case.mode is not None:
+                raise
+            self._keep(replace(row, absent=f"cannot be imported: {error}"))
         except torch.OutOfMemoryError:
-            self._keep(Row(name, side, batch, absent="out of memory"))
+            self._keep(replace(row, absent="out of memory"))
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _timed(self, name: str, side: int, batch: int, step: Callable[[], Any]) -> Row:
+    def _timed(self, case: Case, row: Row) -> Row:
+        step = self.diffsynth(case) if case.mode is None else self.ours(case)
         cuda = self.device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -139,53 +214,60 @@ class Bench:
             if i >= WARM:
                 took.append(time.perf_counter() - began)
         seconds = statistics.median(took)
-        tokens = (side // 16) ** 2
-        useful = 2 * batch * forward_flop(SPECS[self.spec], tokens, TEXT_TOKENS[self.spec])
+        tokens = (case.side // 16) ** 2
+        forward = case.batch * forward_flop(SPECS[self.spec], tokens, TEXT_TOKENS[self.spec])
+        useful, executed = 2 * forward, (2 if case.mode == "none" else 3) * forward
         peak = peak_of(self.device)
-        return Row(
-            name,
-            side,
-            batch,
+        return replace(
+            row,
             seconds=seconds,
-            samples_per_second=batch / seconds,
+            samples_per_second=case.batch / seconds,
             useful_tflop=useful / 1e12,
-            share_of_peak=useful / seconds / peak if peak else None,
+            executed_tflop=executed / 1e12,
+            useful_share=useful / seconds / peak if peak else None,
+            executed_share=executed / seconds / peak if peak else None,
             peak_gb=torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
         )
 
     def _keep(self, row: Row) -> None:
         self.rows.append(row)
         print(line(row), flush=True)
+        if self.file is None:
+            return
+        told = {
+            "machine": machine.described(),
+            "card": torch.cuda.get_device_name() if self.device.type == "cuda" else None,
+            "torch": torch.__version__,
+            "code": machine.engine_digest(),
+            "rows": [asdict(row) for row in self.rows],
+            "ratios": list(ratios(self.rows)),
+        }
+        self.file.parent.mkdir(exist_ok=True)
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(told, indent=2) + "\n")
+        part.replace(self.file)
 
-    def ours(self, mode: Checkpointing, side: int, batch: int) -> Callable[[], Any]:
-        dit = transformer(self.spec, self.dtype, self.device).to(self.device)
+    def ours(self, case: Case) -> Callable[[], Any]:
+        assert case.mode is not None
+        dit = self.transformer()
         trained = TrainedLora(dit, LoraShape(targets=("all",), rank=RANK), seed=0)
         trained.to(self.device)
-        net = Net(dit, trained, compute=self.dtype, checkpointing=mode)
+        net = Net(dit, trained, compute=self.dtype, checkpointing=case.mode)
         named = net.trainable
         optimizer = make_optimizer("adamw", named, rate=1e-4, weight_decay=0.01)
         stepper = Stepper(net, named, optimizer, Rates(rate=1e-4, steps=100), Alone())
-        host = examples(self.spec, side, batch)
+        host = examples(self.spec, case.side, case.batch)
         on_card = {name: tensor.to(self.device) for name, tensor in host.tensors.items()}
         work = MicroBatch(0, Sft(terms=PLAIN), Batch(host.names, on_card))
         return lambda: stepper.step(0, [work])
 
-    def diffsynth(self, side: int) -> Callable[[], Any]:
+    def diffsynth(self, case: Case) -> Callable[[], Any]:
         """Its transformer and forward function, LoRA by peft, parameters of the LoRA in the base's
         type, blocks computed again: as its recipe for FLUX.1 has it."""
-        import importlib.util
-        import sys
-
-        from tests.parity.diffsynth_oracle import LIBRARY, declare_torchvision_operators
-
-        if importlib.util.find_spec("diffsynth") is None and not LIBRARY.is_dir():
-            raise AbsentError("diffsynth is not installed")
-        if LIBRARY.is_dir() and str(LIBRARY) not in sys.path:
-            sys.path.append(str(LIBRARY))
-        operators = declare_torchvision_operators()
+        operators = open_diffsynth()
         from peft import LoraConfig, inject_adapter_in_model
 
-        model, forward = diffsynth_model(transformer(self.spec, self.dtype, self.device), self.spec)
+        model, forward = diffsynth_model(self.transformer(), self.spec)
         names = (
             "a_to_qkv b_to_qkv ff_a.0 ff_a.2 ff_b.0 ff_b.2 a_to_out b_to_out proj_out norm.linear"
         )
@@ -196,7 +278,7 @@ class Bench:
         for parameter in trainable:
             parameter.data = parameter.data.to(self.dtype)
         optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.01)
-        host = examples(self.spec, side, 1)
+        host = examples(self.spec, case.side, 1)
         told = {name: tensor.to(self.device) for name, tensor in host.tensors.items()}
         latents = told["x"].to(self.dtype)
 
@@ -221,6 +303,21 @@ class Bench:
         return step
 
 
+@contextmanager
+def kernels(*, ordered: bool) -> Iterator[None]:
+    """Inside, if asked, those that a job has which wants its bits again."""
+    if not ordered:
+        yield
+        return
+    filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    repeat_on_card()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+        deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
 def peak_of(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
@@ -229,25 +326,28 @@ def peak_of(device: torch.device) -> float | None:
 
 
 def line(row: Row) -> str:
-    head = f"{row.name:32} {row.side:>5}² batch {row.batch}"
+    head = f"{row.name:36} {row.side:>5}² batch {row.batch}"
     if row.absent:
         return f"{head}  not run: {row.absent}"
     more = [f"{row.seconds:8.3f} s a step", f"{row.samples_per_second:7.2f} samples/s"]
-    if row.share_of_peak is not None:
-        more.append(f"{row.share_of_peak:6.1%} of peak")
+    if row.useful_share is not None and row.executed_share is not None:
+        more.append(f"{row.useful_share:6.1%} of peak useful, {row.executed_share:6.1%} executed")
     if row.peak_gb is not None:
         more.append(f"{row.peak_gb:6.1f} GB")
     return "  ".join([head, *more])
 
 
 def ratios(rows: list[Row]) -> Iterator[str]:
-    """Our best samples a second over the peer's, by size."""
+    """Our best samples a second over the peer's, by size; and the best of jobs' own kernels."""
     for side in sorted({row.side for row in rows}):
         there = [row for row in rows if row.side == side and not row.absent]
-        ours = [row for row in there if row.name.startswith("ours")]
-        peers = [row for row in there if not row.name.startswith("ours")]
-        if ours and peers:
-            best = max(ours, key=lambda row: row.samples_per_second)
+        peers = [row for row in there if row.name == PEER]
+        ours = [row for row in there if row.name != PEER]
+        ordered = [row for row in ours if row.name.endswith("ordered")]
+        for some in ([row for row in ours if row not in ordered], ordered):
+            if not some or not peers:
+                continue
+            best = max(some, key=lambda row: row.samples_per_second)
             ratio = best.samples_per_second / peers[0].samples_per_second
             yield (
                 f"{side}²: {best.name}, batch {best.batch} over {peers[0].name}: {ratio:.2f} "
@@ -259,23 +359,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--spec", choices=list(SPECS), default="tiny")
     parser.add_argument("--device", choices=("cuda", "cpu"))
-    parser.add_argument("--seconds", type=float, default=560)
+    parser.add_argument("--seconds", type=float, default=480, help="no row begins after them")
     given = parser.parse_args()
     name = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    bench = Bench(given.spec, torch.device(name), given.seconds)
+    os.environ.setdefault(*WORKSPACE)  # of all rows, for it counts from the first product on
+    file = RESULTS / f"training_speed-{given.spec}-{name}-{datetime.now(UTC):%Y-%m-%d}.json"
+    bench = Bench(given.spec, torch.device(name), given.seconds, file)
     bench.run()
     print("\n".join(ratios(bench.rows)))
-    told = {
-        "machine": machine.described(),
-        "card": torch.cuda.get_device_name() if name == "cuda" else None,
-        "torch": torch.__version__,
-        "code": machine.engine_digest(),
-        "rows": [asdict(row) for row in bench.rows],
-        "ratios": list(ratios(bench.rows)),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"training_speed-{given.spec}-{name}-{datetime.now(UTC):%Y-%m-%d}.json"
-    file.write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -213,14 +213,12 @@ class TrainJob(Schema):
         span = self.workers if isinstance(self.workers, tuple) else None
         if span and span[0] > span[1]:
             raise ValueError(f"workers {list(span)}: the first is the smaller one")
-        n = self.gradient_accumulation_steps
-        counts = range(span[0], span[1] + 1) if span else (self.workers,)
-        for count in counts:
-            if isinstance(count, int) and n % count:
-                raise ValueError(
-                    f"workers {count}: gradient_accumulation_steps {n} are the micro-batches of "
-                    "all workers together, so that their number divides it"
-                )
+        if not isinstance(self.workers, str) and not self.worker_counts:
+            told = list(span) if span else self.workers
+            raise ValueError(
+                f"workers {told}: gradient_accumulation_steps {self.gradient_accumulation_steps} "
+                "are the micro-batches of all workers together, so that their number divides it"
+            )
         check_range(self.embedded_guidance)
         weights = [dataset.weight for dataset in self.datasets]
         if None in weights and any(weights):
@@ -313,6 +311,19 @@ class TrainJob(Schema):
     def dropout_of(self, dataset: TrainDataset) -> float:
         told = dataset.caption_dropout
         return self.caption_dropout if told is None else told
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """How many workers there may be, rising: numbers that divide a step's micro-batches."""
+        n = self.gradient_accumulation_steps
+        match self.workers:
+            case "auto" | "local":
+                low, high = 1, n
+            case int(count):
+                low, high = count, count
+            case (low, high):
+                pass
+        return tuple(k for k in range(low, min(high, n) + 1) if n % k == 0)
 
     @property
     def weights(self) -> tuple[Fraction, ...] | None:

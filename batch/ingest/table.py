@@ -136,7 +136,8 @@ def lines_of(uri: str) -> list[Line]:
             raise ManifestError(f"{uri}: is no list of rows")
         lines: list[Line] = told
     elif kind == ".jsonl":
-        numbered = enumerate(text.splitlines())
+        # not splitlines(): captions may have the other characters that it ends a line with
+        numbered = enumerate(line.removesuffix("\r") for line in text.split("\n"))
         lines = [from_json(line, f"{uri}:{i}") for i, line in numbered if line.strip()]
     else:
         lines = from_csv(text, uri)

@@ -6,6 +6,7 @@ caption's tensors without reading the others. All positions are kept: FLUX.1 att
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -86,10 +87,11 @@ def opened(path: Path) -> pa.ipc.RecordBatchFileReader:
 
 class TextTable:
     """Texts by caption id, from all files of a folder; of a caption that stands in several files
-    (two runs met) any one will do."""
+    (two runs met) any one will do. Threads may ask at once."""
 
     def __init__(self, folder: Path) -> None:
         self._open = lru_cache(OPEN)(opened)
+        self._lock = threading.Lock()
         self._places: dict[bytes, tuple[Path, int]] = {}
         self.identities: list[tuple[Path, dict[str, Any]]] = []
         for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -113,7 +115,8 @@ class TextTable:
         place = self._places.get(bytes.fromhex(caption_id))
         if place is None:
             raise TextError(f"caption {caption_id}: has no text in this table")
-        batch = self._open(place[0]).get_batch(place[1])
+        with self._lock:  # of what a file's reader allows, Arrow says nothing
+            batch = self._open(place[0]).get_batch(place[1])
         tensors = {}
         for name in NAMES:
             data, shape, dtype = (batch.column(column)[0] for column in triple(name))

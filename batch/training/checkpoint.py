@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from batch.errors import OutputError
 from batch.output import RUN, to_json
 from batch.storage import Storage, sync
@@ -62,7 +60,8 @@ class Checkpoints:
         return sorted(out)
 
     def latest(self) -> Checkpoint | None:
-        """The last whole one; a file that is not as it was written makes it none."""
+        """The last whole one; a file that is not as it was written makes it none. Its tensors are
+        read when they are used, and not to be changed."""
         for step in reversed(self.steps()):
             found = self._read(step)
             if found is not None:
@@ -108,7 +107,8 @@ class Checkpoints:
                     f"{self.storage.uri}/{name}: has layout {told['version']}, and this reader "
                     f"knows {VERSION} alone"
                 )
-            tensors = {part: tensors_of(here / f"{part}.safetensors") for part in PARTS}
+            # views of mapped files, which live on when a bucket's copies are taken away
+            tensors = {part: read_tensors([here / f"{part}.safetensors"], None) for part in PARTS}
         state = TrainingState(told=told["optimizer"], **tensors)
         return Checkpoint(step, state, told["run"])
 
@@ -163,11 +163,6 @@ def fill(folder: Path, checkpoint: Checkpoint) -> None:
 def sum_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tensors_of(path: Path) -> dict[str, Tensor]:
-    """Copies, so that the file may go."""
-    return {name: tensor.clone() for name, tensor in read_tensors([path], None).items()}
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A job's datasets, opened and checked: what is learned from which rows, in which order."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -112,6 +112,15 @@ class Curriculum:
                 }
             )
         return out
+
+    def passed_over(self) -> list[tuple[int, int]]:
+        """Rows that could not be read when they were asked for, each behind its dataset's place."""
+        return [(n, row) for n, one in enumerate(self.courses) for row in one.source.passed_over()]
+
+    def pass_over(self, rows: Iterable[tuple[int, int]]) -> None:
+        """These could not be read elsewhere."""
+        for n, row in rows:
+            self.courses[n].source.pass_over([row])
 
     @property
     def digests(self) -> dict[str, str]:

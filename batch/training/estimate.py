@@ -1,11 +1,12 @@
 """What a training job would do and hold, before it does: steps, samples, parameters, memory."""
 
+import os
 from collections.abc import Iterator
 
 import torch
 
 from batch.training.curriculum import Curriculum
-from batch.training.learner import checkpointing_of, shape_of
+from batch.training.learner import checkpointing_of, keeps_base, shape_of
 from flux_engine.latents import PATCH
 from flux_engine.models.dit import FluxSpec, FluxTransformer
 from flux_engine.training.layers import linear_layers
@@ -20,6 +21,7 @@ def foreseen(job: TrainJob, curriculum: Curriculum) -> Iterator[str]:
     stream = curriculum.stream
     per_step = job.batch_size * stream.per_step
     yield f"steps: {stream.steps}, of {stream.per_step} micro-batches of {job.batch_size} samples ({per_step} samples)"  # noqa: E501
+    yield f"workers: {workers(job)}"
     counts = stream.counts()
     for name, course, count in zip(curriculum.names, curriculum.courses, counts, strict=True):
         batches = course.share.batches
@@ -34,6 +36,27 @@ def foreseen(job: TrainJob, curriculum: Curriculum) -> Iterator[str]:
     assert isinstance(dit, FluxTransformer)
     yield from parameters(job, dit)
     yield from (f"memory: {part} {size}" for part, size in memory(job, curriculum, dit).items())
+
+
+def workers(job: TrainJob) -> str:
+    """How many there will be, and why. No cluster is asked."""
+    n = job.gradient_accumulation_steps
+    numbers = ", ".join(map(str, job.worker_counts))
+    why = f"their number divides gradient_accumulation_steps ({n})"
+    match job.workers:
+        case "local":
+            return "this process"
+        case "auto":
+            gpus = torch.cuda.device_count()
+            if job.device == "cpu" or not (gpus or os.environ.get("RAY_ADDRESS")):
+                return "this process; no GPU is used"
+            if os.environ.get("RAY_ADDRESS"):
+                return f"as many as the cluster has GPUs for, of {numbers}: {why}"
+            return f"{max(k for k in job.worker_counts if k <= gpus)} on {gpus} GPUs: {why}"
+        case int(count):
+            return str(count)
+        case _:
+            return f"as many as there is room for, {numbers}: {why}"
 
 
 def parameters(job: TrainJob, dit: FluxTransformer) -> Iterator[str]:
@@ -63,7 +86,8 @@ def trained_numbers(job: TrainJob, dit: FluxTransformer) -> int:
 
 
 def memory(job: TrainJob, curriculum: Curriculum, dit: FluxTransformer) -> dict[str, int]:
-    """Bytes on each worker's device by part; of activations an estimate, for the largest size."""
+    """Bytes on each worker's device by part; of activations an estimate, for the largest size and
+    the longest captions."""
     numbers = trained_numbers(job, dit)
     base = sum(p.numel() for p in dit.parameters())
     width = dtype_bytes(job.master_dtype if job.trainable_models else job.torch_dtype)
@@ -71,6 +95,7 @@ def memory(job: TrainJob, curriculum: Curriculum, dit: FluxTransformer) -> dict[
     state = STATES.get(job.optimizer.kind, 8)
     parts = {
         "base": base * (1 if job.fp8_models else width),
+        "kept base": base * width if keeps_base(job) else 0,
         "trained": 0 if job.trainable_models else 4 * numbers,
         "gradients": numbers * master * (1 + job.ordered * (curriculum.stream.per_step > 1)),
         "optimizer": numbers * state * master // 4,
@@ -87,7 +112,7 @@ def activations(job: TrainJob, curriculum: Curriculum, spec: FluxSpec) -> int:
     8 D + 3 I, where D is the width and I the MLP's.
     """
     pixels = [h * w for course in curriculum.courses for h, w in course.share.batches.buckets]
-    length = job.sampling.t5_sequence_length or 512
+    length = max(course.source.longest() for course in curriculum.courses)
     tokens = max(pixels) // (CELL * PATCH) ** 2 + length
     size = dtype_bytes(job.torch_dtype) * tokens * job.batch_size
     double, single = (n * spec.width + 3 * spec.inner for n in (12, 8))

@@ -141,11 +141,16 @@ def preset_of(job: TrainJob, dit: FluxTransformer) -> Lora | None:
     return read_lora(lora_file(fetch(ModelSource(job.preset_lora_path))), Sizes(dit.spec))
 
 
+def keeps_base(job: TrainJob) -> bool:
+    """Whether the transformer's weights are trained, and some rows ask what they were."""
+    compared = any(job.task_of(dataset) == "prior" for dataset in job.datasets)
+    return bool(job.trainable_models) and compared
+
+
 def trained_on(dit: FluxTransformer, job: TrainJob) -> TrainedLora | TrainedWeights:
     if job.trainable_models:
-        compared = any(job.task_of(dataset) == "prior" for dataset in job.datasets)
         master = getattr(torch, job.master_dtype)
-        return TrainedWeights(dit, master_dtype=master, keep_base=compared)
+        return TrainedWeights(dit, master_dtype=master, keep_base=keeps_base(job))
     trained = TrainedLora(dit, shape_of(job), seed=job.seed)
     if job.lora_checkpoint is not None:
         file = lora_file(fetch(ModelSource(job.lora_checkpoint)))

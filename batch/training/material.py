@@ -9,12 +9,15 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from batch.errors import JobError, PictureDown, PictureError
 from batch.manifest import Manifest
+from batch.output import DATA
 from batch.targets.copy import local
 from batch.targets.dataset import Part, TargetDataset
 from batch.targets.files import Bucket, inventory
@@ -22,13 +25,14 @@ from batch.targets.layout import tensor_names
 from batch.targets.text import Told, caption_id
 from batch.training.columns import Reject
 from batch.training.kept import Kept
-from batch.training.pictures import PictureRows
+from batch.training.pictures import KEY, PictureRows
 from batch.training.source import Captions, inputs, refuse_unusable
 from flux_engine.encode import TextKey
 from flux_engine.training.material import Material
 from schemas.task import EXTRA_INPUTS
 
 CELL = 8  # pixels to the side of a latent cell
+LENGTH = "t5_sequence_length"
 ROOM = 2 * 2**30  # bytes of latents that are kept in memory
 TENSORS = ("latent", "moments", "u", "v_cond", "v_uncond", "mask")
 RECORDED = ("seed", "num_inference_steps", "embedded_guidance", "cfg_scale")
@@ -41,7 +45,8 @@ HELD: dict[str, tuple[Part, ...]] = {  # by kind, beside tensors and text
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[Tensor], Tensor]  # a picture's pixels (3, H, W) into its latent (Z, h, w)
+# a picture's pixels (3, H, W) into its latent (Z, h, w); threads may ask at once
+Encode = Callable[[Tensor], Tensor]
 
 
 class TextsByKey(Protocol):
@@ -120,7 +125,7 @@ class TargetSource:
         keys: dict[TextKey, None] = {}
         has = self.dataset.has_text
         for file in self.dataset.told.files:
-            table = pq.read_table(file.path, columns=["caption", "t5_sequence_length"])
+            table = pq.read_table(file.path, columns=["caption", LENGTH])
             pairs = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
             for caption, length in dict.fromkeys(pairs):
                 for dropped in {False, captions.dropout > 0}:
@@ -138,9 +143,9 @@ class TargetSource:
         return table[name] if name in table else None  # noqa: SIM401  it has no `get`
 
     def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
-        with self._lock:
-            found = self.dataset.row(row)
-            where = f"{self.dataset.where(row)} (key {found.record.key})"
+        self._open()
+        found = self.dataset.row(row)
+        where = f"{self.dataset.where(row)} (key {found.record.key})"
         record, told = found.record, captions.told(found.record.caption, dropped=dropped)
         length = record.t5_sequence_length
         text = found.text if told == record.caption else self._own(told, length)
@@ -170,8 +175,32 @@ class TargetSource:
             **(values | inputs(self.extra, {**recorded, **NOISE, **found.carried}, where)),
         )
 
+    def longest(self) -> int:
+        files = [file.path for file in self.dataset.told.files]
+        lengths = (pq.read_table(path, columns=[LENGTH]).column(0) for path in files)
+        return max(int(pc.max(told).as_py()) for told in lengths if len(told))
+
+    def _open(self) -> None:
+        """Have the table of texts opened by one thread; rows are read and drawn by several."""
+        with self._lock:
+            if "text" in self.dataset.parts:
+                _ = self.dataset.texts
+
     def rejects(self) -> list[Reject]:
         return list(self._rejects)
+
+    def passed_over(self) -> list[int]:
+        return []  # a row that is not what was written ends the run
+
+    def pass_over(self, rows: Iterable[int]) -> None:
+        pass
+
+    def stand_in(self, row: int) -> int:
+        return row
+
+    def row_keys(self) -> Iterator[tuple[str, pa.ChunkedArray]]:
+        for file in self.dataset.told.files:
+            yield f"{DATA}/{file.path.name}", pq.read_table(file.path, columns=["key"]).column(0)
 
     def lineage(self) -> dict[str, Any]:
         manifest = json.loads((local(self.address) / "manifest.json").read_text())
@@ -220,7 +249,6 @@ class PictureSource:
             refuse_lost(sorted(named), set(file.schema.names), file.path)
         self._encode = encode
         self._kept: Kept[int, Material] = Kept(room)
-        self._lock = threading.Lock()
         self._broken: set[int] = set()  # rows whose pictures turned out not to be decodable
 
     def __len__(self) -> int:
@@ -265,6 +293,24 @@ class PictureSource:
                 self._broken.add(number)
         raise JobError(f"{self.address}: no picture of the size of row {row} can be decoded")
 
+    def passed_over(self) -> list[int]:
+        return sorted(self._broken.copy())
+
+    def pass_over(self, rows: Iterable[int]) -> None:
+        self._broken.update(rows)
+
+    def stand_in(self, row: int) -> int:
+        return next(number for number in self._from(row) if number not in self._broken)
+
+    def row_keys(self) -> Iterator[tuple[str, pa.ChunkedArray]]:
+        for file in self.manifest.files:
+            if KEY not in file.schema.names:
+                yield file.name, pa.chunked_array([pa.nulls(file.rows, pa.string())])
+                continue
+            with self.manifest.fs.open_input_file(file.path) as stream:
+                table = pq.read_table(stream, columns=[KEY])
+            yield file.name, table.column(0).cast(pa.string())
+
     def _from(self, row: int) -> Iterator[int]:
         """The rows of a row's size, it first."""
         yield row
@@ -282,8 +328,7 @@ class PictureSource:
             if found.mask is None:
                 raise JobError(f"{where}: mask is null, and the job trains with masks")
             mask = F.avg_pool2d(found.mask[None], CELL)[0]
-        with self._lock:  # one picture at a time is on the device
-            latent = self._encode(found.pixels)
+        latent = self._encode(found.pixels)
         nothing = latent.new_zeros(0)
         made = Material(
             name=where,
@@ -296,6 +341,9 @@ class PictureSource:
         )
         self._kept.put(row, made, latent.nbytes + (mask.nbytes if mask is not None else 0))
         return made
+
+    def longest(self) -> int:
+        return self.length
 
     def rejects(self) -> list[Reject]:
         return self.rows.rejects()

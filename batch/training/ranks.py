@@ -95,7 +95,9 @@ def rank_main(config: dict[str, Any]) -> None:
     job = config["job"]
     device = torch.device("cuda", torch.cuda.current_device()) if config["gpu"] else None
     place = device or torch.device("cpu")
-    reduction: Reduction = (Ordered if job.ordered else Summed)(place)
+    reduction: Reduction = (Ordered if job.ordered else Summed)(
+        place, job.gradient_accumulation_steps
+    )
     worker = TrainWorker(job, reduction=reduction, device=str(place))
     fault: Exception | None = None
     try:

@@ -17,6 +17,7 @@ from batch.errors import OutputError
 from batch.output import RUN, to_json
 from batch.storage import Storage
 from batch.training.curriculum import Curriculum
+from batch.training.drawn import write_drawn
 from batch.training.learner import Learner
 from batch.training.material import TextsByKey
 from batch.training.metrics import read_metrics
@@ -103,12 +104,14 @@ class Results:
 
     def finish(self, step: int, told: Mapping[str, Any]) -> None:
         """All that an output has in the end; that it is finished comes last."""
+        lines = read_metrics(self.storage)
+        left_out = [line["step"] - 1 for line in lines if "broken" in line]
+        self.lineage["drawn"] = write_drawn(self.storage, self.curriculum, left_out)
         self.storage.replace(LINEAGE, to_json(self.lineage))
         name = FINAL_MODEL if self.job.trainable_models else FINAL_LORA.partition(".")[0]
         self._weights(name, step)
         if self.job.sample_prompts:
             self._pictures(step)
-        lines = read_metrics(self.storage)
         text = page(self.job, lines, self.lineage, told, self._shown())
         self.storage.replace(PAGE, text.encode())
         end = {"step": step, "written": time.time(), **told, "results": settings(self.job)}

@@ -125,8 +125,7 @@ class Asked:
 def workers_of(job: TrainJob, start: Callable[[], Stop]) -> Workers:
     """`local`, or how many ranks. A cluster is asked what it has; JobError if that is too little.
 
-    `auto`: a rank for each GPU, or as many of them as divide a step's micro-batches; without any
-    GPU one process, this one.
+    `auto`: as many GPUs as divide a step's micro-batches; without any GPU one process, this one.
     """
     if job.workers == "local":
         return "local"
@@ -139,8 +138,7 @@ def workers_of(job: TrainJob, start: Callable[[], Stop]) -> Workers:
         there = int(resources().get("GPU", 0)) if job.device != "cpu" else 0
         if not there:
             return "local"
-        n = job.gradient_accumulation_steps
-        count = max(k for k in range(1, there + 1) if n % k == 0)
+        count = max(k for k in job.worker_counts if k <= there)
         if count < there:
             logger.warning(
                 "GPUs stay idle: gradient_accumulation_steps is no multiple of their number",
@@ -150,7 +148,7 @@ def workers_of(job: TrainJob, start: Callable[[], Stop]) -> Workers:
     start()
     from batch.nodes import resources
 
-    least = job.workers if isinstance(job.workers, int) else job.workers[0]
+    least, most = job.worker_counts[0], job.worker_counts[-1]
     there_are = resources()
     gpus = int(there_are.get("GPU", 0)) if job.device != "cpu" else 0
     if job.device == "cuda" and not gpus:
@@ -158,4 +156,4 @@ def workers_of(job: TrainJob, start: Callable[[], Stop]) -> Workers:
     of, name = (gpus, "GPUs") if gpus else (int(there_are.get("CPU", 0)), "CPUs")
     if least > of:
         raise JobError(f"workers: {least} asked for, and the cluster has {of} {name}")
-    return job.workers
+    return least if least == most else (least, most)

@@ -4,11 +4,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.errors import JobError
@@ -23,7 +24,8 @@ from schemas.targets import METADATA
 
 @dataclass(frozen=True)
 class Captions:
-    """How a dataset's captions are told: with a trigger word before them, or now and then not."""
+    """How a dataset's captions are told: with a trigger word before those that do not have it, or
+    now and then not."""
 
     trigger: str | None = None
     dropout: float = 0.0
@@ -31,9 +33,14 @@ class Captions:
     def told(self, caption: str, *, dropped: bool) -> str:
         if dropped:
             return ""
-        if self.trigger is None or self.trigger in caption:
+        if self.trigger is None or has_words(self.trigger, caption):
             return caption
         return f"{self.trigger}, {caption}" if caption else self.trigger
+
+
+def has_words(words: str, caption: str) -> bool:
+    """Whether they stand there whole: `owl` is no word of `a bowl`."""
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", caption) is not None
 
 
 class Source(Protocol):
@@ -41,6 +48,8 @@ class Source(Protocol):
 
     address: str
     kind: str  # of targets, or "pictures"
+
+    def __len__(self) -> int: ...
 
     def buckets(self) -> dict[Bucket, np.ndarray]: ...
 
@@ -52,8 +61,23 @@ class Source(Protocol):
     def material(self, row: int, captions: Captions, *, dropped: bool) -> Material:
         """All that a row has, told so."""
 
+    def longest(self) -> int:
+        """Of the rows' captions, in T5 tokens."""
+
     def rejects(self) -> list[Reject]:
         """Rows that cannot be learned from, as far as headers tell; no bucket has them."""
+
+    def passed_over(self) -> list[int]:
+        """Rows that turned out, when they were asked for, not to be readable."""
+
+    def pass_over(self, rows: Iterable[int]) -> None:
+        """These turned out so elsewhere."""
+
+    def stand_in(self, row: int) -> int:
+        """The row that is given for this one; itself if it can be read."""
+
+    def row_keys(self) -> Iterator[tuple[str, pa.ChunkedArray]]:
+        """Of each file, as `lineage` names it: the keys of its rows, null where they have none."""
 
     def lineage(self) -> dict[str, Any]:
         """Where it is, whose it is, and its files with their rows and digests."""

@@ -2,7 +2,7 @@
 
 import logging
 import math
-import os
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from flux_engine.assembly import choose_device
 from flux_engine.encode import PictureCoder
 from flux_engine.training.objective import Batch
 from flux_engine.training.reduction import Alone, Reduction
+from flux_engine.training.repeatable import repeat_on_card
 from flux_engine.training.stepper import MicroBatch, StepFacts
 from schemas.training import TrainJob
 
@@ -65,20 +66,25 @@ class Outcome:
 
 
 class Autoencoder:
-    """The autoencoder, which is loaded when the first picture is to be encoded."""
+    """The autoencoder, which is loaded when the first picture is to be encoded. Threads may ask at
+    once: one of them loads it, and one picture at a time is encoded."""
 
     def __init__(self, parts: ModelParts, device: torch.device) -> None:
         self.parts, self.device = parts, device
         self._coder: PictureCoder | None = None
+        self._lock = threading.RLock()
 
     def coder(self) -> PictureCoder:
-        if self._coder is None:
-            self._coder = self.parts.coder(self.device, "there are pictures to encode or to show")
-        return self._coder
+        with self._lock:
+            if self._coder is None:
+                why = "there are pictures to encode or to show"
+                self._coder = self.parts.coder(self.device, why)
+            return self._coder
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The latent of one picture: its mean, in a batch of its own, whoever its neighbours."""
-        return self.coder().encode([pixels], 1, None)[0]
+        with self._lock:
+            return self.coder().encode([pixels], 1, None)[0]
 
 
 class TrainWorker:
@@ -129,6 +135,7 @@ class TrainWorker:
         self.step = self._kept = checkpoint.step
         self.skipped = int(checkpoint.told["skipped"])
         self.seconds = float(checkpoint.told["seconds"])
+        self.curriculum.pass_over(checkpoint.told.get("passed_over", ()))
         logger.info("going on", extra={"step": self.step, "of": self.curriculum.stream.steps})
 
     def run(self, signals: Signals | None = None) -> Outcome:
@@ -240,23 +247,31 @@ class TrainWorker:
 
     def told(self) -> dict[str, Any]:
         """What a checkpoint says beside the state."""
-        return {"skipped": self.skipped, "seconds": round(self.seconds, 3), "seed": self.job.seed}
+        return {
+            "skipped": self.skipped,
+            "seconds": round(self.seconds, 3),
+            "seed": self.job.seed,
+            "passed_over": self.curriculum.passed_over(),
+        }
+
+    def _share_passed_over(self) -> None:
+        """Have all ranks know of rows that one of them could not read."""
+        mine = [f"{dataset} {row}" for dataset, row in self.curriculum.passed_over()]
+        for told in self.reduction.names(mine):
+            dataset, row = told.split()
+            self.curriculum.pass_over([(int(dataset), int(row))])
 
     def _keep(self) -> None:
         """A checkpoint of this step, unless there is one. Ranks are alike: the first writes."""
         if self._kept == self.step:
             return
         self._kept = self.step
+        self._share_passed_over()
         if self.first:
             self.metrics.write()
+            self.events.keep()
             self.checkpoints.write(Checkpoint(self.step, self.learner.stepper.state(), self.told()))
             logger.info("checkpoint", extra={"step": self.step})
-
-
-def repeat_on_card() -> None:
-    """Take the kernels that give the same bits each time; where there are none, torch warns."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # products ask for it
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
 
 
 def finite(value: float) -> float | None:

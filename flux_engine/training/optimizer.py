@@ -103,7 +103,7 @@ def restore_state(
     for where, value in tensors.items():
         name, _, field = where.rpartition("|")
         device = "cpu" if where in on_host else parameters[name].device
-        states.setdefault(name, {})[field] = value.detach().clone().to(device)
+        states.setdefault(name, {})[field] = value.detach().to(device, copy=True)
     for name, state in states.items():
         optimizer.state[parameters[name]] = state
     for group, kept in zip(optimizer.param_groups, told["groups"], strict=True):

@@ -11,7 +11,8 @@ CHUNK = 64 * 2**20  # bytes that are sent at a time
 
 
 class Reduction(Protocol):
-    """Rank `rank` of `world` computes the micro-batches rank, rank + world, …"""
+    """Rank `rank` of `world` computes the micro-batches rank, rank + world, …; where `world` does
+    not divide their number, the last ones have one less."""
 
     rank: int
     world: int
@@ -65,15 +66,19 @@ class Alone:
 class Group:
     """The ranks of a process group that torch.distributed has started."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, total: int) -> None:
+        """A step has `total` micro-batches."""
         self.rank, self.world, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.total = total
 
     def gathered(self, values: Sequence[float]) -> list[float]:
-        mine = torch.tensor(values, dtype=torch.float64, device=self.device)
+        lacking = -(-self.total // self.world) - len(values)
+        told = [*values, *[0.0] * lacking]
+        mine = torch.tensor(told, dtype=torch.float64, device=self.device)
         everyone = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(everyone, mine)
         together: list[float] = torch.stack(everyone, 1).flatten().tolist()
-        return together
+        return together[: self.total]
 
     def names(self, mine: Iterable[str]) -> list[str]:
         everyone: list[list[str]] = [[] for _ in range(self.world)]
@@ -109,27 +114,32 @@ class Ordered(Group):
     Costs as many transfers as there are micro-batches, and one more copy of the gradients.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(self, device: torch.device, total: int) -> None:
+        super().__init__(device, total)
         self._sums: dict[int, Tensor] = {}
+        self._added = 0  # micro-batches of the step, of all ranks
 
     def after_backward(self, parameters: Sequence[nn.Parameter]) -> None:
+        count = min(self.world, self.total - self._added)
         for place, part in enumerate(parts(parameters)):
             mine = flattened(part)
             everyone = [torch.empty_like(mine) for _ in range(self.world)]
             dist.all_gather(everyone, mine)
-            for one in everyone:
+            for one in everyone[:count]:
                 if place in self._sums:
                     self._sums[place] += one
                 else:
                     self._sums[place] = one.clone()
+        self._added += count
         for parameter in parameters:
             parameter.grad = None
 
     def finish(self, parameters: Sequence[nn.Parameter]) -> None:
+        if self._added < self.total:  # other ranks have one more
+            self.after_backward(parameters)
         for place, part in enumerate(parts(parameters)):
             unflatten(self._sums[place], part)
-        self._sums = {}
+        self._sums, self._added = {}, 0
 
 
 def parts(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flux_engine.errors import CheckpointError
-from flux_engine.weights.writer import write_parts
+from flux_engine.weights.writer import bytes_of, write_parts
 
 WORDS: Mapping[torch.dtype, str] = {
     torch.float32: "F32",
@@ -51,7 +51,7 @@ def content(
 ) -> memoryview:
     """A tensor's bytes."""
     assert tuple(tensor.shape) == shape, where
-    whole = tensor.detach().to("cpu", dtype).contiguous()
+    whole = tensor.detach().to("cpu", dtype)
     if not torch.isfinite(whole).all():
         raise CheckpointError(where, reason=f"has values that are no numbers in {dtype}")
-    return memoryview(whole.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return bytes_of(whole)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -15,13 +16,17 @@ LENGTH = 8  # bytes before the header, which say how long it is; the header is a
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of what follows the header of these tensors' file: of them all, but not of words."""
-    return hashlib.sha256(parts_of(tensors)[1]).hexdigest()
+    digest = hashlib.sha256()
+    for name in header_of(tensors):
+        digest.update(bytes_of(tensors[name]))
+    return digest.hexdigest()
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the file, in the place of one that may be there; same content, same bytes."""
-    header, data = parts_of(tensors)
-    write_parts(file, metadata, header, [data])
+    """Write the file, in the place of one that may be there; same content, same bytes. One tensor
+    at a time comes to the host."""
+    header = header_of(tensors)
+    write_parts(file, metadata, header, (bytes_of(tensors[name]) for name in header))
 
 
 def write_parts(
@@ -49,22 +54,21 @@ def write_parts(
         part.unlink(missing_ok=True)
 
 
-def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the host, each in memory of its own: an optimizer in eight bits has one table for all its
-    parameters, and the library writes nothing that two names share."""
-    out: dict[str, Tensor] = {}
-    held: set[int] = set()
-    for name, tensor in tensors.items():
-        here = tensor.detach().contiguous().cpu()
-        place = here.untyped_storage().data_ptr()
-        out[name] = here.clone() if place in held else here
-        held.add(place)
-    return out
+def header_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Type, shape and place of each, in the library's order and words: it is asked with tensors of
+    these types that have nothing in them."""
+    asked = save({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in tensors.items()})
+    last = LENGTH + int.from_bytes(asked[:LENGTH], "little")
+    header: dict[str, Any] = json.loads(asked[LENGTH:last])
+    place = 0
+    for name, told in header.items():
+        end = place + tensors[name].nbytes
+        told |= {"shape": list(tensors[name].shape), "data_offsets": [place, end]}
+        place = end
+    return header
 
 
-def parts_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], memoryview]:
-    """The header and the content of these tensors' file. The library has no fixed order of words,
-    so the header is put together here."""
-    data = save(apart(tensors))
-    last = LENGTH + int.from_bytes(data[:LENGTH], "little")
-    return json.loads(data[LENGTH:last]), memoryview(data)[last:]
+def bytes_of(tensor: Tensor) -> memoryview:
+    """What a file has of a tensor; no copy of one that lies on the host as it is written."""
+    whole = tensor.detach().cpu().contiguous()
+    return memoryview(whole.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

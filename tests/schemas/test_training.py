@@ -25,7 +25,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"align_to_opensource_format": True, "lora_layout": "bfl"}, "give one of them"),
     ({"use_gradient_checkpointing_offload": True}, "goes with use_gradient_checkpointing"),
     ({"workers": 3, "gradient_accumulation_steps": 4}, "workers 3: gradient_accumulation_steps 4"),
-    ({"workers": [1, 3], "gradient_accumulation_steps": 4}, "workers 3: "),
+    ({"workers": [5, 9], "gradient_accumulation_steps": 4}, "workers [5, 9]: gradient_accum"),
     ({"workers": [2, 1], "gradient_accumulation_steps": 4}, "the first is the smaller one"),
     ({"height": 512}, "give height and width, or neither"),
     ({"height": 512, "width": 512, "max_pixels": 4096}, "max_pixels and bucket_step have no"),
@@ -90,6 +90,17 @@ def test_what_does_not_go_together_is_refused_by_name(values: dict[str, Any], to
     with pytest.raises(SchemaError) as refused:
         parsed(**values)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("workers", "counts"),
+    [("auto", (1, 2, 3, 4, 6, 12)), (4, (4,)), ([1, 4], (1, 2, 3, 4)), ([5, 20], (6, 12))],
+)
+def test_workers_are_as_many_as_divide_a_steps_micro_batches(
+    workers: Any, counts: tuple[int, ...]
+) -> None:
+    job = parsed(workers=workers, gradient_accumulation_steps=12)
+    assert job.worker_counts == counts
 
 
 def test_the_words_of_the_existing_trainer_are_understood() -> None:

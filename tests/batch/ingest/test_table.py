@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,6 +44,16 @@ def test_a_table_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes("für".encode("latin-1"))
     with pytest.raises(ManifestError, match="is not UTF-8"):
         lines_of(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_of_json_ends_at_a_line_feed_alone(tmp_path: Path, end: str) -> None:
+    captions = ["a\u2028b", "c\u0085d", "e\u2029f\x0b"]
+    rows = [{"image": "a.png", "prompt": caption} for caption in captions]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = end.join([*lines[:2], "", lines[2], ""])
+    (tmp_path / "t.jsonl").write_bytes(text.encode())
+    assert lines_of(str(tmp_path / "t.jsonl")) == rows
 
 
 def test_quotes_and_line_breaks_stay_in_their_cells(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +145,42 @@ def test_what_a_fallen_writer_left_is_not_in_the_way(tmp_path: Path) -> None:
     (tmp_path / FOLDER / "elsewhere").mkdir(parents=True)
     Checkpoints(storage).write(made(2))
     assert Checkpoints(storage).steps() == [2]
+
+
+MEASURED = """
+import resource, sys
+import torch
+from batch.storage import Storage
+from batch.training.checkpoint import Checkpoint, Checkpoints
+from flux_engine.training.stepper import TrainingState
+
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+held = {str(i): torch.ones(2**20, 8) for i in range(8)}  # 32 MiB each
+state = TrainingState({}, held, {}, {})
+before = most()
+checkpoints = Checkpoints(Storage(sys.argv[1]))
+checkpoints.write(Checkpoint(1, state, {}))
+found = checkpoints.latest()
+print(most() - before)
+assert found.state.optimizer.keys() == held.keys()
+"""
+
+
+def test_a_part_is_written_and_opened_without_another_copy_of_it(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tmp_path)], check=True, capture_output=True, text=True
+    )
+    assert int(told.stdout) < 100  # MiB; the part has 256
+
+
+def test_what_was_read_stays_when_its_files_are_gone(storage: Storage) -> None:
+    checkpoints = Checkpoints(storage)
+    checkpoints.write(made(2))
+    found = checkpoints.latest()
+    storage.remove_folder(folder_of(2))
+    assert equal(found, made(2))
 
 
 def test_the_state_of_an_optimizer_in_eight_bits_goes_through_a_checkpoint(tmp_path: Path) -> None:

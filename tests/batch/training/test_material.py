@@ -1,7 +1,10 @@
 """Rows into what a trainer has of them."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from batch.bucket import Bucket
 from batch.errors import JobError, PictureDown
+from batch.targets import dataset
 from batch.targets.dataset import TargetDataset
 from batch.training.curriculum import Course
 from batch.training.look import checked
@@ -91,6 +95,36 @@ def test_only_what_is_not_there_has_to_be_encoded(targets: Targets) -> None:
     assert len(told) == len(set(CAPTIONS))
     textless = source(targets, "textless")
     assert {caption for caption, _ in textless.wanted(PLAIN)} == set(CAPTIONS)
+
+
+def test_threads_draw_noise_side_by_side_and_get_what_one_gets(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = source(targets, "path")
+    wanted = [alone.material(row, PLAIN, dropped=False) for row in range(len(CAPTIONS))]
+    found = source(targets, "path")
+    opened: list[Path] = []
+    table, draw, both = dataset.TextTable, dataset.checked, threading.Barrier(2)
+
+    def opening(folder: Path) -> dataset.TextTable:
+        opened.append(folder)
+        return table(folder)
+
+    def drawing(*told: Any) -> torch.Tensor:
+        both.wait(timeout=10)  # until the other thread is here as well
+        return draw(*told)
+
+    monkeypatch.setattr(dataset, "TextTable", opening)
+    monkeypatch.setattr(dataset, "checked", drawing)
+    with ThreadPoolExecutor(2) as pool:
+        made = list(
+            pool.map(lambda row: found.material(row, PLAIN, dropped=False), range(len(CAPTIONS)))
+        )
+    assert len(opened) == 1
+    for one, other in zip(made, wanted, strict=True):
+        assert one.caption == other.caption
+        for name in ("t5_TW", "noise", "states"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
 
 
 def test_a_column_or_a_mask_that_is_not_there_is_named(targets: Targets) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from batch.errors import OutputError
+from batch import nodes
+from batch.errors import JobError, OutputError
 from batch.training.look import checked
 from batch.training.run import Stop, standing, train, workers_of
 from schemas.training import TrainJob
@@ -105,3 +106,27 @@ def test_without_a_gpu_one_process_is_enough(
     assert workers_of(job, never) == "local"
     with pytest.raises(AssertionError, match="Ray was started"):
         workers_of(lesson(tmp_path, targets("cache"), workers=2), never)
+
+
+@pytest.mark.parametrize(
+    ("workers", "steps", "told"),
+    [("auto", 1, 1), ("auto", 4, 2), ("auto", 6, 3), ([1, 6], 12, (1, 6)), ([2, 3], 4, 2)],
+)
+def test_workers_are_those_that_the_cluster_has_gpus_for(
+    workers: Any, steps: int, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "resources", lambda: {"GPU": 3.0, "CPU": 8.0})
+    monkeypatch.setenv("RAY_ADDRESS", "http://head")
+    values = {"output_path": "out", "model": "flux-shapes", "dataset": "rows"}
+    job = TrainJob.parse(
+        values | {"workers": workers, "gradient_accumulation_steps": steps, "device": "auto"}
+    )
+    assert workers_of(job, lambda: lambda: False) == told
+
+
+def test_fewer_gpus_than_the_least_of_a_range_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "resources", lambda: {"GPU": 3.0, "CPU": 8.0})
+    values = {"output_path": "out", "model": "flux-shapes", "dataset": "rows"}
+    job = TrainJob.parse(values | {"workers": [4, 9], "gradient_accumulation_steps": 4})
+    with pytest.raises(JobError, match="workers: 4 asked for, and the cluster has 3 GPUs"):
+        workers_of(job, lambda: lambda: False)

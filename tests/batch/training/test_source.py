@@ -20,6 +20,25 @@ def test_a_trigger_word_stands_before_captions_that_do_not_have_it() -> None:
     assert Captions().told("in the snow", dropped=False) == "in the snow"
 
 
+@pytest.mark.parametrize(
+    ("caption", "told"),
+    [
+        ("a bowl of soup", "owl, a bowl of soup"),
+        ("two owls", "owl, two owls"),
+        ("an owl", "an owl"),
+        ("owl_2 on a branch", "owl, owl_2 on a branch"),
+        ("the (owl), asleep", "the (owl), asleep"),
+    ],
+)
+def test_a_trigger_word_counts_as_there_as_a_whole_word_only(caption: str, told: str) -> None:
+    assert Captions("owl").told(caption, dropped=False) == told
+
+
+def test_a_trigger_word_may_end_in_a_sign() -> None:
+    assert Captions("<owl>").told("a <owl> here", dropped=False) == "a <owl> here"
+    assert Captions("<owl>").told("an owl", dropped=False) == "<owl>, an owl"
+
+
 def test_targets_are_told_from_pictures(tmp_path: Path, targets: Targets) -> None:
     assert is_targets(str(targets("cache")))
     write_manifest(tmp_path / "data" / "a.parquet", {"prompt": ["a"]})

@@ -1,17 +1,20 @@
 """A rank learns, falls, goes on and stops."""
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from batch.errors import OutputError, RunFailed
 from batch.storage import Storage
 from batch.training.checkpoint import COMPLETE, FOLDER
 from batch.training.metrics import read_metrics
-from batch.training.worker import Quiet, TrainWorker
+from batch.training.worker import Autoencoder, Quiet, TrainWorker
 from flux_engine.training.chance import chance
 from tests.batch.targets.made import Targets, distilled
 from tests.batch.training.lessons import checkpoint, learned, lesson, tensors
@@ -103,6 +106,41 @@ def test_other_optimizers_and_schedules_go_on_bit_by_bit_too(
     assert equal(bits(fell), bits(whole))
     rates = [line["rate"] for line in read_metrics(Storage(whole.output_path))]
     assert rates[0] < rates[1] > rates[3] > rates[5] > 0
+
+
+def test_several_datasets_one_of_them_pictures_go_on_bit_by_bit(
+    tmp_path: Path, targets: Targets
+) -> None:
+    table = write_table(tmp_path / "table", noise_scale=[None, 0.5, 1.0, 1.0])
+    values = {
+        "datasets": [
+            {"path": str(targets("path")), "weight": 2, "task": "jump"},
+            {"path": str(table), "weight": 1, "trigger_word": "zorb"},
+            {"path": str(table), "weight": 1, "task": "prior", "caption_dropout": 0.5},
+        ],
+        "extra_inputs": "noise_scale",
+        "gradient_accumulation_steps": 3,
+        "max_steps": 5,
+        "ema": 0.8,
+        "dataset_num_workers": 2,
+    }
+    whole = lesson(tmp_path / "whole", table, **values)
+    learned(whole)
+    wanted = bits(whole)
+    assert {name.partition(" ")[0] for name in wanted} == {"trainable", "optimizer", "average"}
+    for step in (2, 3, 5):
+        job = lesson(tmp_path / f"fell {step}", table, **values)
+        with pytest.raises(KeyboardInterrupt):
+            learned(job, Falls(step))
+        learned(job)
+        assert equal(bits(job), wanted)
+        told = [read_metrics(Storage(one.output_path)) for one in (whole, job)]
+        losses, again = ([line["losses"] for line in lines] for lines in told)
+        assert losses == again
+        assert len({name for line in losses for name in line}) == 3
+        folders = [Path(one.output_path) for one in (whole, job)]
+        assert len({(folder / "lineage.parquet").read_bytes() for folder in folders}) == 1
+        assert equal(*(load_file(folder / "lora.safetensors") for folder in folders))
 
 
 def test_who_is_asked_to_stop_keeps_where_it_is(tmp_path: Path, targets: Targets) -> None:
@@ -212,6 +250,36 @@ def test_two_datasets_have_curves_of_their_own(tmp_path: Path, targets: Targets)
         assert set(line["losses"]) == {str(targets("cache")), str(targets("pair"))}
     first = read_metrics(Storage(job.output_path))[0]
     assert first["losses"][str(targets("pair"))] == 0.0  # nothing has been learned yet
+
+
+class OneAtATime:
+    """An autoencoder that is loaded once, and has one picture."""
+
+    def __init__(self) -> None:
+        self.loaded, self.now, self.most = 0, 0, 0
+
+    def coder(self, device: torch.device, why: str) -> "OneAtATime":
+        time.sleep(0.05)
+        self.loaded += 1
+        return self
+
+    def encode(self, pictures: list[torch.Tensor], batch: int, tiling: None) -> list[torch.Tensor]:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        time.sleep(0.02)
+        self.now -= 1
+        return pictures
+
+
+def test_the_autoencoder_is_loaded_once_and_sees_one_picture_at_a_time() -> None:
+    parts = OneAtATime()
+    autoencoder = Autoencoder(parts, torch.device("cpu"))  # type: ignore[arg-type]
+    with ThreadPoolExecutor(4) as pool:  # of several datasets' sources, and for sample pictures
+        shown = pool.submit(autoencoder.coder)
+        latents = list(pool.map(autoencoder, [torch.full((1,), float(i)) for i in range(4)]))
+    assert shown.result() is parts
+    assert [latent.item() for latent in latents] == [0.0, 1.0, 2.0, 3.0]
+    assert (parts.loaded, parts.most) == (1, 1)
 
 
 def test_draws_are_functions_of_their_origin() -> None:

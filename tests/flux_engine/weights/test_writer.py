@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flux_engine.weights.writer import content_hash, write_tensors
 
@@ -28,6 +30,28 @@ def test_the_same_content_has_the_same_bytes_and_hash_whatever_the_order(tmp_pat
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
     assert content_hash(TENSORS) == content_hash(turned)
     assert content_hash(TENSORS) != content_hash({**TENSORS, "a": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.uint8, torch.bool], ids=str)
+def test_order_and_places_are_the_librarys(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {
+        **TENSORS,
+        "é": torch.tensor(1).to(dtype),
+        "c": torch.tensor([1, 0]).to(dtype),
+        "none": torch.empty(0, 3, dtype=dtype),
+    }
+    write_tensors(tmp_path / "x", tensors, {})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "y")
+    ours, theirs = (parted((tmp_path / name).read_bytes()) for name in "xy")
+    assert ours[1] == theirs[1]
+    ours[0].pop("__metadata__")
+    assert ours[0] == theirs[0]
+    assert sorted(ours[0], key=lambda n: ours[0][n]["data_offsets"]) == list(ours[0])
+
+
+def parted(data: bytes) -> tuple[dict[str, dict[str, Any]], bytes]:
+    last = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:last]), data[last:]
 
 
 def test_a_write_that_fails_leaves_the_old_file(
