@@ -283,6 +283,7 @@ class Bench:
         latents = told["x"].to(self.dtype)
 
         def step() -> None:
+            _ = operators  # they live as long as they are used
             velocity: Tensor = forward(
                 dit=model,
                 latents=latents,
@@ -295,11 +296,10 @@ class Bench:
                 use_gradient_checkpointing=True,
             )
             loss = nn.functional.mse_loss(velocity.float(), told["target"].float())
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
 
-        step.operators = operators  # type: ignore[attr-defined]  they live as long as they are used
         return step
 
 
