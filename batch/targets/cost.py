@@ -13,8 +13,10 @@ from flux_engine.paper import Paper, planned
 from flux_engine.request import GenerationRequest
 from flux_engine.sampling.schedule import shift_of
 from flux_engine.sampling.trace import bounds
+from flux_engine.vram.planner import Plan
 from schemas.jobs import DistillJob
 from schemas.targets import (
+    FROM_PROMPTS,
     CacheTarget,
     FeatureTarget,
     PathTarget,
@@ -95,7 +97,8 @@ def cost_of(job: DistillJob, shards: Sequence[Shard]) -> Cost:
     for shard in shards:
         sizes[shard.bucket] += shard.pictures(job.samples_per_row)
     paper = planned(job.engine)
-    data, seconds = FOOTER * len(shards), 0.0
+    known = paper.planning.machine is not None
+    data, seconds, a_text = FOOTER * len(shards), 0.0, 0.0
     for bucket, rows in sizes.items():
         height, width = (int(side) for side in bucket.split("x"))
         a_row = tensor_bytes(job.target, told.num_inference_steps, height, width, itemsize)
@@ -103,10 +106,11 @@ def cost_of(job: DistillJob, shards: Sequence[Shard]) -> Cost:
             tokens = (height // CELL) * (width // CELL)
             a_row += feature_bytes(job.target, tokens, told.t5_sequence_length, itemsize)
         data += rows * (a_row + WORDS)
-        if paper.planning.machine is not None:
-            seconds += rows * row_seconds(job, paper, height, width)
+        if known and (plan := plan_of(job, paper, height, width)):
+            seconds += rows * row_seconds(job, plan)
+            a_text = max(a_text, plan.text_seconds)
     texts = sum(len(shard.texts) for shard in shards)
-    known = paper.planning.machine is not None
+    seconds += texts * a_text
     return Cost(
         sum(sizes.values()), data, texts, texts * text_bytes(job), seconds if known else None
     )
@@ -129,16 +133,10 @@ def text_bytes(job: DistillJob) -> int:
     return (length * told["t5"] + told["clip"]) * itemsize
 
 
-def row_seconds(job: DistillJob, paper: Paper, height: int, width: int) -> float:
-    """Seconds of a card for one row; a size that does not fit counts nothing, and is told of."""
+def plan_of(job: DistillJob, paper: Paper, height: int, width: int) -> Plan | None:
+    """How rows of this size would be asked for; None for a size that does not fit."""
     told = job.sampling
-    queries = 0
-    if isinstance(job.target, VelocityTarget):
-        answers = max(len(job.target.guidance), 1) + job.target.unconditional
-        queries = job.target.count * answers
-    elif isinstance(job.target, FeatureTarget):
-        queries = job.target.count
-    guided = told.cfg_scale != 1.0 and not queries
+    guided = told.cfg_scale != 1.0 and job.target.kind in FROM_PROMPTS
     request = GenerationRequest(
         prompt="",
         seed=0,
@@ -153,10 +151,28 @@ def row_seconds(job: DistillJob, paper: Paper, height: int, width: int) -> float
     tokens = (height // CELL) * (width // CELL)
     bucket = Bucket.of(request, shift_of(request.schedule, tokens, request.sigma_shift, True))
     try:
-        plan = paper.planning.plan(bucket)
+        return paper.planning.plan(bucket)
     except SettingError:
-        return 0.0
-    step = plan.step_seconds / plan.micro_batch
-    if isinstance(job.target, CacheTarget):
-        return plan.seconds - request.num_inference_steps * step  # the autoencoder's part
-    return step * (queries or request.num_inference_steps)
+        return None
+
+
+def row_seconds(job: DistillJob, plan: Plan) -> float:
+    """Seconds of a card for one row, its text apart: the transformer's passes, those of rows that
+    are asked about again, and the autoencoder's where it takes part."""
+    steps, target = plan.work.steps, job.target
+    a_pass = plan.step_seconds / plan.micro_batch
+    coded = plan.seconds - steps * a_pass  # of decoding, which is more than encoding
+    match target:
+        case CacheTarget():
+            return coded
+        case PathTarget():
+            passes, again = steps, steps / (len(bounds(steps, target.segments)) - 1)
+        case VelocityTarget():
+            answers = max(len(target.guidance), 1) + target.unconditional
+            passes, again = target.count * answers, 1
+        case FeatureTarget():
+            passes, again = target.count, 1
+        case _:
+            passes, again = steps, steps
+    pictures = 0.0 if target.kind in FROM_PROMPTS else coded
+    return a_pass * (passes + job.check_share * again) + pictures

@@ -73,7 +73,8 @@ class Plan:
     decode: Stage | None  # None: not without tiles
     together: bool  # the autoencoder is there while the transformer is
     step_seconds: float
-    seconds: float  # of one picture, all stages
+    seconds: float  # of one picture, its text apart
+    text_seconds: float  # of one prompt
     copied: int  # bytes a step
     limits: str
     bytes: Mapping[str, int]  # on the card, by stage
@@ -148,6 +149,10 @@ def plan(
         together=together,
         step_seconds=chosen.seconds,
         seconds=work.steps * chosen.seconds / chosen.batch + decode_seconds(machine, work),
+        text_seconds=_pass_seconds(
+            machine, weights, text, prompts * text_seconds(machine, sizes, work.text_tokens)
+        )
+        / prompts,
         copied=chosen.copied,
         limits=_limits(chosen, machine, work, sizes, weights),
         bytes={

@@ -60,14 +60,20 @@ def test_what_is_predicted_is_what_is_written(tmp_path: Path) -> None:
 
 def test_seconds_are_those_of_a_card_where_one_is_planned_for(tmp_path: Path) -> None:
     dev = {"model": "flux-shapes", "device": "cuda"}
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    _, pair = planned(tmp_path / "a", 6, target={"kind": "pair"}, engine=dev)
-    _, path = planned(tmp_path / "b", 6, target={"kind": "path"}, engine=dev)
-    assert pair.card_seconds is not None
-    assert pair.card_seconds > 0
-    assert path.card_seconds == pair.card_seconds
-    assert "GPU-hours" in pair.lines()[0]
+
+    def seconds(name: str, kind: str, share: float) -> float:
+        (tmp_path / name).mkdir()
+        told = {"target": {"kind": kind}, "engine": dev, "check_share": share}
+        _, cost = planned(tmp_path / name, 6, **told)
+        assert "GPU-hours" in cost.lines()[0]
+        assert cost.card_seconds is not None
+        return cost.card_seconds
+
+    pair, path = seconds("a", "pair", 0.0), seconds("b", "path", 0.0)
+    assert pair > 0
+    assert path == pytest.approx(pair)
+    # a pair that is asked about again is walked whole, of a path one segment is
+    assert pair < seconds("d", "path", 1.0) < seconds("e", "pair", 1.0) < 2 * pair
     (tmp_path / "c").mkdir()
     _, none = planned(tmp_path / "c", 6, target={"kind": "pair"}, engine={"device": "cpu"})
     assert none.card_seconds is None
