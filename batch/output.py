@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from batch.errors import OutputError, StorageError
 from batch.manifest import ManifestFile
-from batch.receipt import RECEIPTS, Counted, by_shard, sum_of
+from batch.receipt import RECEIPTS, Counted, Receipt, by_shard, sum_of
 from batch.shards import digest
 from batch.storage import Storage
 
@@ -82,6 +82,18 @@ class Output:
         """The receipt of what is published; the data is read where makers told different counts."""
         if len({(one.done, one.rejected) for one in receipts}) == 1:
             return receipts[0]
+        return self._published(shard, receipts)
+
+    def receipt(self, shard: str, receipts: list[Counted]) -> Receipt | None:
+        """That of what is published; the data is read where several were left. None: nobody's."""
+        told = receipts[0] if len(receipts) == 1 else None
+        if len(receipts) > 1:
+            told = self._published(shard, receipts)
+        if told is None:
+            return None
+        return Receipt.from_json(self.storage.read(f"{RECEIPTS}/{told.name}"))
+
+    def _published(self, shard: str, receipts: list[Counted]) -> Counted | None:
         with self.storage.open(self.data(shard)) as file:
             total = sum_of(file)
         return next((one for one in receipts if total.startswith(one.sum)), None)

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 from batch.output import RUN, Output, to_json
-from batch.receipt import RECEIPTS, Receipt, by_shard
 from batch.report import RunReport
 from batch.storage import name_of
 from schemas.jobs import DistillJob
@@ -32,11 +31,11 @@ seed and a hash, texts are in `text/`, once for each caption. Read them with
 def manifest_of(output: Output, report: RunReport) -> dict[str, Any]:
     """All files of a finished dataset, from their receipts."""
     storage = output.storage
-    receipts = by_shard(storage.names(RECEIPTS))
+    receipts = output.receipts()
     files = []
     for shard in sorted(output.finished()):
-        for counted in receipts.get(shard, ())[:1]:
-            told = Receipt.from_json(storage.read(f"{RECEIPTS}/{counted.name}"))
+        told = output.receipt(shard, receipts.get(shard, []))
+        if told is not None:
             files.append(
                 {
                     "file": output.data(shard),

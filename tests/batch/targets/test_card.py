@@ -2,6 +2,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from batch.output import Output
+from batch.report import RunReport
+from batch.targets.card import manifest_of
 from tests.batch.targets.made import CAPTIONS, make
 
 
@@ -24,3 +27,16 @@ def test_the_card_says_what_it_is(tmp_path: Path) -> None:
     text = (make(tmp_path / "x", "pair") / "README.md").read_text()
     assert f"{len(CAPTIONS)} rows of `pair` targets" in text
     assert '"target.kind": "pair"' in text
+
+
+def test_of_two_makers_receipts_the_one_of_the_file_counts(tmp_path: Path) -> None:
+    output = make(tmp_path / "x", "pair")
+    before = json.loads((output / "manifest.json").read_text())
+    for receipt in (output / "_run" / "receipts").glob("*.json"):
+        told = json.loads(receipt.read_text()) | {"data_sum": "0" * 64}
+        shard, done, rejected, _ = receipt.name.removesuffix(".json").split(".")
+        other = receipt.with_name(f"{shard}.{done}.{rejected}.{'0' * 16}.json")
+        other.write_text(json.dumps(told))
+    report = RunReport(rows=len(CAPTIONS))
+    report.done = len(CAPTIONS)
+    assert manifest_of(Output(str(output), "parquet"), report) == before
