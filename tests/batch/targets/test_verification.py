@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from batch.errors import OutputError
+from batch.media import to_bytes
 from batch.output import to_json
 from batch.storage import Storage
 from batch.targets.layout import digest_of, from_row
@@ -22,9 +23,11 @@ from batch.targets.verification import (
     verify_teacher,
 )
 from flux_engine import FluxEngine
+from flux_engine.pictures import to_image
 from tests.batch.stages.test_distill import records, work
 from tests.conftest import ShapesEngine
 from tests.flux_engine.adapters.wearing import file_of
+from tests.flux_engine.asking import picture
 
 WORDS = [
     f"a {size} {colour} {shape} at the {place} on a {ground} background"
@@ -48,6 +51,9 @@ def dataset(
 ) -> Path:
     manifest: dict[str, Any] = {"prompt": WORDS, "key": [f"k{i}" for i in range(len(WORDS))]}
     manifest |= {"loras": loras} if loras else {}
+    if target["kind"] not in ("pair", "path"):
+        pictures = [to_bytes(to_image(picture(i)), "png", 0) for i in range(len(WORDS))]
+        manifest |= {"image": [{"bytes": data, "path": None} for data in pictures]}
     job, _ = work(folder, manifest, target=target, sampling={"num_inference_steps": 8}, **values)
     (folder / "out" / "_run" / "job.json").write_bytes(to_json(job.model_dump(mode="json")))
     return folder / "out"
@@ -76,8 +82,18 @@ def by_name(verdict: Verdict) -> dict[str, Any]:
         ({"kind": "pair"}, {}),
         ({"kind": "pair"}, {"engine": COARSE}),
         ({"kind": "path"}, {"engine": COARSE}),
+        ({"kind": "velocity", "queries": 2, "guidance": [1.0, 3.0]}, {}),
+        ({"kind": "feature", "taps": ["double_blocks.0.img", "single_blocks.1"]}, {}),
     ],
-    ids=["path", "segments in bfloat16", "pair", "pair by bfloat16", "path by bfloat16"],
+    ids=[
+        "path",
+        "segments in bfloat16",
+        "pair",
+        "pair by bfloat16",
+        "path by bfloat16",
+        "velocity",
+        "feature",
+    ],
 )
 def test_the_teacher_agrees_and_every_control_fails_by_far(
     target: dict[str, Any], values: dict[str, Any], tmp_path: Path, shapes_engine: ShapesEngine
