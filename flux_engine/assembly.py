@@ -22,7 +22,8 @@ from flux_engine.holding import has_blocks, hold_on_card, open_bits, settle_bits
 from flux_engine.models.text import load_tokenizer
 from flux_engine.sampling.kernels import Attention, check_attention, compile_blocks
 from flux_engine.vram.placements import Placements, Policy
-from flux_engine.weights.folder import ModelFiles, folder_sources
+from flux_engine.weights.fingerprint import fingerprint
+from flux_engine.weights.folder import ModelFiles, files_in, folder_sources
 from flux_engine.weights.load import ROLES, load_models
 from flux_engine.weights.lora.shelf import SHELF_BYTES
 from flux_engine.weights.source import ModelSource, fetch
@@ -87,14 +88,18 @@ def load_engine(
             open_bits(models[role], products=approximation.products and role == "dit")
             if place.type == "cpu":  # a card's host may have them in images already
                 settle_bits(models[role])
+    tokenizers = {
+        name: tokenizer_folder(name, given, folder, groups)
+        for name, given in (("tokenizer", tokenizer_1), ("tokenizer_2", tokenizer_2))
+    }
     engine = FluxEngine(
         dit=loaded.dit,
         vae=loaded.vae,
         text=TextModels(
             loaded.clip,
-            load_tokenizer(tokenizer_folder("tokenizer", tokenizer_1, folder, groups)),
+            load_tokenizer(tokenizers["tokenizer"]),
             loaded.t5,
-            load_tokenizer(tokenizer_folder("tokenizer_2", tokenizer_2, folder, groups)),
+            load_tokenizer(tokenizers["tokenizer_2"]),
         ),
         device=place,
         dtype=torch_dtype,
@@ -106,6 +111,9 @@ def load_engine(
     )
     engine.fingerprint = loaded.fingerprint
     engine.fingerprints = {str(role): told for role, told in loaded.fingerprints.items()}
+    engine.fingerprints |= {
+        name: fingerprint(files_in(place)) for name, place in tokenizers.items()
+    }
     if approximation.narrows("dit"):
         files = groups[loaded.groups["dit"]]
         engine.deviation.wide = partial(wide_weights, files, torch_dtype, axes_dim)

@@ -64,7 +64,7 @@ class FluxEngine:
         self.batching = batching
         self.approximation, self.attention = approximation, attention
         self.fingerprint: dict[str, str] = {}  # of the weights, by file
-        self.fingerprints: dict[str, dict[str, str]] = {}  # the same, by model
+        self.fingerprints: dict[str, dict[str, str]] = {}  # the same, by model and tokenizer
         self.deviation = Deviation()
         self.timestep_shift = timestep_shift
         self.pictures = PictureCoder(vae, device, dtype)

@@ -17,7 +17,7 @@ StoredType = Literal["float16", "bfloat16", "float32"]
 Level = Annotated[FiniteFloat, Field(ge=0.0, le=1.0)]
 Guidance = Annotated[FiniteFloat, Field(ge=0.0, le=1000.0)]
 
-VERSION = 1  # of the layout; readers refuse another one
+VERSION = 2  # of the layout; readers refuse another one
 METADATA = "fluxmill.targets"  # the entry of a file's footer that holds the identity
 NOISE = "torch-cpu-float32"  # torch.randn((Z, H/8, W/8)) of a CPU generator with the row's seed
 SOLVER = "euler"

@@ -8,6 +8,8 @@ from flux_engine.models.vae import SCALE, SHIFT
 from schemas.jobs import DistillJob
 from schemas.targets import NOISE, SOLVER, VERSION
 
+READERS = ("clip", "t5", "tokenizer", "tokenizer_2")  # of captions: what decides their texts
+
 
 def identity_of(
     job: DistillJob, engine: FluxEngine, fingerprint: Mapping[str, Any]
@@ -31,8 +33,7 @@ def identity_of(
         },
         "vae": {"weights": engine.fingerprints.get("vae", {}), "dtype": dtype},
         "text": {
-            "clip": engine.fingerprints.get("clip", {}),
-            "t5": engine.fingerprints.get("t5", {}),
+            **{name: engine.fingerprints.get(name, {}) for name in READERS},
             "dtype": dtype,
         },
         "latent": {"scale": SCALE, "shift": SHIFT, "channels": engine.vae.spec.latent_channels},

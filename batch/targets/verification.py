@@ -33,6 +33,7 @@ from batch.targets.copy import copy_texts
 from batch.targets.identity import IdentityError, refuse_other
 from batch.targets.layout import digest_of, from_row, tensor_names
 from batch.targets.noise import derived, hash_of, noise_of
+from batch.targets.teacher import READERS
 from batch.targets.text import TEXT, TextError, TextTable, caption_id
 from batch.targets.verdict import Finding, Verdict, judged, spread
 from batch.targets.worn import Wardrobe
@@ -213,7 +214,7 @@ def check_identity(dataset: Dataset, engine: FluxEngine) -> Finding:
     mine = {
         "teacher": {"weights": engine.fingerprints.get("dit", {})},
         "vae": {"weights": engine.fingerprints.get("vae", {})},
-        "text": {name: engine.fingerprints.get(name, {}) for name in ("clip", "t5")},
+        "text": {name: engine.fingerprints.get(name, {}) for name in READERS},
     }
     theirs = {
         part: {name: dataset.identity[part][name] for name in fields}

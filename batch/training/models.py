@@ -1,5 +1,6 @@
 """The files of a job's model by what they hold; each part is loaded when it is asked for."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,18 +10,22 @@ import torch
 from torch import nn
 
 from batch.errors import JobError
+from batch.targets.teacher import READERS
 from flux_engine.assembly import open_model, timestep_shift, tokenizer_folder
 from flux_engine.defaults import model_folder
 from flux_engine.encode import PictureCoder, TextModels, layout_for
+from flux_engine.errors import SourceError
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.text import load_tokenizer
 from flux_engine.models.vae import SCALE, SHIFT
 from flux_engine.weights.fingerprint import fingerprint
-from flux_engine.weights.folder import ModelFiles
+from flux_engine.weights.folder import ModelFiles, files_in
 from flux_engine.weights.keymaps.recipe import Role
 from flux_engine.weights.load import ROLES, LoadedModels, load_models, on_paper
 from flux_engine.weights.source import ModelSource, fetch
 from schemas.training import TrainJob
+
+logger = logging.getLogger(__name__)
 
 
 class ModelParts:
@@ -84,11 +89,11 @@ class ModelParts:
         """Of the files of each part that is there."""
         return {str(role): fingerprint(files) for role, files in self.files.items()}
 
-    @property
     def encoders(self) -> dict[str, Any]:
-        """Whose texts are, in the words of a dataset's identity."""
-        told = {name: self.fingerprints.get(name, {}) for name in ("clip", "t5")}
-        return {**told, "dtype": self.job.torch_dtype}
+        """Whose texts are, in the words of a dataset's identity; JobError without text encoders,
+        SourceError without their tokenizers."""
+        told = {**self.tokenizer_fingerprints, **self.fingerprints}
+        return {**{name: told.get(name, {}) for name in READERS}, "dtype": self.job.torch_dtype}
 
     @cached_property
     def tokenizers(self) -> dict[str, Path]:
@@ -102,7 +107,7 @@ class ModelParts:
             for name, path in zip(("tokenizer", "tokenizer_2"), given, strict=True)
         }
 
-    @property
+    @cached_property
     def tokenizer_fingerprints(self) -> dict[str, dict[str, str]]:
         return {name: fingerprint(files_in(folder)) for name, folder in self.tokenizers.items()}
 
@@ -177,11 +182,19 @@ class ModelParts:
                     f"{address}: was made with other files of {ROLES[role]} "
                     f"({named(theirs)}) than the job has ({named(ours)})"
                 )
+        self._compare_tokenizers(encoded["text"], address)
         return unchecked
 
-
-def files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    def _compare_tokenizers(self, text: Mapping[str, Any], address: str) -> None:
+        """A warning of others: their files may differ, and their tokens be the same."""
+        try:
+            ours = self.tokenizer_fingerprints
+        except (JobError, SourceError):  # not there: the job encodes no captions
+            return
+        for name, files in ours.items():
+            if files and text.get(name) and sorted(files.values()) != sorted(text[name].values()):
+                told = {"dataset": address, "theirs": named(text[name]), "ours": named(files)}
+                logger.warning(f"captions were read with another {name}", extra=told)
 
 
 def named(files: Mapping[str, str]) -> str:

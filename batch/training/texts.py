@@ -34,26 +34,25 @@ def cache() -> Path:
 
 
 class Texts:
-    """Texts by caption and length in T5 tokens. `encoders` says whose: weights and type;
-    `tokenizers`, asked when the first text is, whose tokens."""
+    """Texts by caption and length in T5 tokens. `encoders`, asked when the first text is, says
+    whose: weights, tokenizers and type."""
 
     def __init__(
-        self,
-        encoders: Mapping[str, Any],
-        folder: Path | None = None,
-        *,
-        tokenizers: Callable[[], Mapping[str, Any]] = dict,
+        self, encoders: Callable[[], Mapping[str, Any]], folder: Path | None = None
     ) -> None:
-        self.encoders = dict(encoders)
-        self._tokenizers, self._place = tokenizers, folder
+        self._encoders, self._place = encoders, folder
         self.encoded = 0  # captions that went through the encoders here
         self._table: TextTable | None = None
         self._lock = threading.Lock()
 
     @cached_property
+    def encoders(self) -> dict[str, Any]:
+        return dict(self._encoders())
+
+    @cached_property
     def folder(self) -> Path:
         """Where the table of these encoders and tokenizers is."""
-        told = json.dumps([self.encoders, self._tokenizers()], sort_keys=True)
+        told = json.dumps(self.encoders, sort_keys=True)
         name = hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
         return (self._place or cache()) / name
 

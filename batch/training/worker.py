@@ -108,9 +108,7 @@ class TrainWorker:
         if self.job.ordered and self.device.type == "cuda":
             repeat_on_card()
         self.parts = ModelParts(self.job)
-        self.texts = Texts(
-            self.parts.encoders, tokenizers=lambda: self.parts.tokenizer_fingerprints
-        )
+        self.texts = Texts(self.parts.encoders)
         self.autoencoder = Autoencoder(self.parts, self.device)
         self.curriculum = Curriculum(self.job, self.parts, self.texts, self.autoencoder)
         stream = self.curriculum.stream

@@ -87,6 +87,11 @@ def chosen(folder: Path) -> tuple[Path, ...]:
     return _whole(candidates[0]) if candidates else ()
 
 
+def files_in(folder: Path) -> list[Path]:
+    """All files below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def _variant(name: str, among: Iterable[str]) -> bool:
     """Whether `name` is another's with a variant in it: `model.fp16` beside `model`."""
     stem = name.split(" of ")[0]

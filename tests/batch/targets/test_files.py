@@ -91,7 +91,7 @@ def test_files_of_two_teachers_are_refused_and_each_field_named(
         inventory(folder)
 
 
-@pytest.mark.parametrize(("field", "value"), [("version", 2), ("noise", "dice"), ("solver", "rk")])
+@pytest.mark.parametrize(("field", "value"), [("version", 3), ("noise", "dice"), ("solver", "rk")])
 def test_a_layout_that_is_not_known_is_refused(
     targets: Targets, tmp_path: Path, field: str, value: object
 ) -> None:

@@ -19,5 +19,7 @@ def test_an_identity_says_all_that_an_answer_depends_on(
     assert told["teacher"]["dtype"] == told["text"]["dtype"] == "float32"
     assert list(told["vae"]["weights"]) == ["ae.safetensors"]
     assert {len(told["text"][name]) for name in ("clip", "t5")} == {1}
+    for name in ("tokenizer", "tokenizer_2"):
+        assert "tokenizer.json" in told["text"][name]
     assert told["latent"] == {"scale": 0.3611, "shift": 0.1159, "channels": 16}
     assert {"torch", "transformers"} <= set(told["versions"])

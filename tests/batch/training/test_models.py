@@ -46,7 +46,9 @@ def test_eight_bits_are_for_the_transformer(tmp_path: Path) -> None:
         ModelParts(lesson(tmp_path, tmp_path, model=None, model_paths=paths, fp8_models=paths[:1]))
 
 
-def test_a_dataset_of_other_encoders_is_refused(tmp_path: Path, targets: Targets) -> None:
+def test_a_dataset_of_other_encoders_is_refused(
+    tmp_path: Path, targets: Targets, caplog: pytest.LogCaptureFixture
+) -> None:
     parts = ModelParts(lesson(tmp_path, targets("cache")))
     same = {name: files for name, files in parts.fingerprints.items() if name != "dit"}
     encoded = {
@@ -57,6 +59,12 @@ def test_a_dataset_of_other_encoders_is_refused(tmp_path: Path, targets: Targets
     assert parts.refuse_strangers(encoded, "rows") == []
     alone = ModelParts(lesson(tmp_path, tmp_path, model=None, model_paths=[str(DIT)]))
     assert alone.refuse_strangers(encoded, "rows") == ["vae", "clip", "t5"]
+    tokens = {name: parts.tokenizer_fingerprints[name] for name in ("tokenizer", "tokenizer_2")}
+    parts.refuse_strangers(encoded | {"text": encoded["text"] | tokens}, "rows")
+    assert "captions were read" not in caplog.text
+    tokens["tokenizer_2"] = {"spiece.model": "0" * 64}
+    parts.refuse_strangers(encoded | {"text": encoded["text"] | tokens}, "rows")
+    assert "captions were read with another tokenizer_2" in caplog.messages
     other = encoded | {"vae": {"weights": {"ae.safetensors": "0" * 64}}}
     with pytest.raises(JobError, match="rows: was made with other files of the autoencoder"):
         parts.refuse_strangers(other, "rows")

@@ -57,7 +57,7 @@ def test_texts_are_those_that_a_dataset_of_targets_has(
 
 def test_other_encoders_have_a_table_of_their_own(tmp_path: Path, parts: ModelParts) -> None:
     Texts(parts.encoders, tmp_path).encode(KEYS, lambda: parts.text(CPU, "why"), CPU)
-    other = Texts({**parts.encoders, "dtype": "bfloat16"}, tmp_path)
+    other = Texts(lambda: {**parts.encoders(), "dtype": "bfloat16"}, tmp_path)
     assert other.missing(KEYS) == KEYS
     with pytest.raises(TextError):
         other[KEYS[0]]
@@ -70,9 +70,7 @@ def test_other_tokenizers_have_a_table_of_their_own(tmp_path: Path, targets: Tar
     made = []
     for place in (None, str(other)):
         parts = ModelParts(lesson(tmp_path, targets("cache"), tokenizer_1_path=place))
-        texts = Texts(
-            parts.encoders, tmp_path, tokenizers=lambda parts=parts: parts.tokenizer_fingerprints
-        )
+        texts = Texts(parts.encoders, tmp_path)
         assert texts.missing(KEYS) == KEYS
         texts.encode(KEYS, lambda parts=parts: parts.text(CPU, "why"), CPU)
         made.append(texts.folder)
@@ -83,4 +81,4 @@ def test_tokenizers_are_not_looked_for_where_there_is_nothing_to_encode(tmp_path
     def nowhere() -> dict[str, str]:
         raise AssertionError("the tokenizers were looked for")
 
-    Texts({}, tmp_path, tokenizers=nowhere).encode([], never, CPU)
+    Texts(nowhere, tmp_path).encode([], never, CPU)
