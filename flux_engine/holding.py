@@ -87,7 +87,8 @@ def hold_on_card(
 def images_of(engine: FluxEngine, name: str) -> dict[str, Image]:
     """One model's, from the cache of this host, or of this process alone."""
     narrow = engine.approximation.narrows(name)
-    told = json.dumps([engine.fingerprint, str(engine.dtype), narrow], sort_keys=True)
+    weights = engine.fingerprints[name]
+    told = json.dumps([weights, str(engine.dtype), narrow], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()[:32]
     units = units_of(engine.models[name])
     try:

@@ -1,14 +1,21 @@
-"""PyTorch on one thread, and the bundled model, loaded once for each way of loading it."""
+"""PyTorch on one thread, and the bundled model, loaded once for each way of loading it.
+
+Imports nothing but the engine: on a machine with a GPU its tests run without the batch layer's
+libraries.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from flux_engine import FluxEngine, load_engine
-from tests.batch.targets.made import Targets
+from flux_engine.weights.fingerprint import CACHE_VARIABLE
+
+if TYPE_CHECKING:
+    from tests.batch.targets.made import Targets
 
 ShapesEngine = Callable[..., FluxEngine]
 
@@ -19,6 +26,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _digests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What large files' digests were is not remembered beyond the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("digests")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +49,8 @@ def shapes_engine() -> ShapesEngine:
 
 
 @pytest.fixture(scope="session")
-def targets(tmp_path_factory: pytest.TempPathFactory) -> Targets:
+def targets(tmp_path_factory: pytest.TempPathFactory) -> "Targets":
     """Small datasets of targets, by the names in `made.TARGETS`."""
+    from tests.batch.targets.made import Targets
+
     return Targets(tmp_path_factory.mktemp("targets"))

@@ -50,10 +50,13 @@ def weights_of(curriculum: Curriculum) -> dict[str, list[str]]:
     """Digests of the model's files that decide what is learned: the transformer's, the
     autoencoder's if it encodes rows, the text encoders' and tokenizers' if they do."""
     parts = curriculum.parts
-    out = {"weights": parts.fingerprints["dit"]}
+    out = {"weights": parts.fingerprint_of("dit")}
     if curriculum.pictures:
-        out["weights.vae"] = parts.fingerprints["vae"]
+        out["weights.vae"] = parts.fingerprint_of("vae")
     if curriculum.captions:
-        out |= {f"weights.{role}": parts.fingerprints[role] for role in ("clip", "t5")}
+        out |= {
+            "weights.clip": parts.fingerprint_of("clip"),
+            "weights.t5": parts.fingerprint_of("t5"),
+        }
         out |= {f"weights.{name}": files for name, files in parts.tokenizer_fingerprints.items()}
     return {name: sorted(files.values()) for name, files in out.items()}

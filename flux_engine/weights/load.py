@@ -13,7 +13,7 @@ from flux_engine.errors import CheckpointError
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.text import output_width
 from flux_engine.models.vae import AutoEncoder
-from flux_engine.weights.fingerprint import fingerprint
+from flux_engine.weights.fingerprint import digests, named
 from flux_engine.weights.keymaps.layouts import blueprint, prefix_of
 from flux_engine.weights.keymaps.recipe import Blueprint, Role
 from flux_engine.weights.reader import place, read_shapes, read_tensors
@@ -54,6 +54,7 @@ def load_models(
     rotary positions, for transformers whose heads do not split as FLUX.1's do.
     """
     plans = _plans(groups, axes)
+    known = digests(file for files in groups for file in files)
     models = {
         role: _fill(plan, read_tensors(files, dtype, device), place(files), dtype)
         for role, (files, plan) in plans.items()
@@ -63,8 +64,10 @@ def load_models(
         vae=cast("AutoEncoder | None", models.get("vae")),
         clip=models.get("clip"),
         t5=models.get("t5"),
-        fingerprint=fingerprint(file for files in groups for file in files),
-        fingerprints={role: fingerprint(files) for role, (files, _) in plans.items()},
+        fingerprint=named(known),
+        fingerprints={
+            role: named({file: known[file] for file in files}) for role, (files, _) in plans.items()
+        },
         groups={role: list(groups).index(files) for role, (files, _) in plans.items()},
     )
 

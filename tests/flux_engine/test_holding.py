@@ -58,6 +58,22 @@ def test_images_are_narrowed_once_for_a_host(
     assert sum(i.nbytes for i in first.values()) < sum(i.nbytes for i in wide.values())
 
 
+def test_images_are_of_the_models_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(store.STORE_VARIABLE, str(tmp_path))
+    engine = load_engine(device="cpu", torch_dtype=torch.float32)
+    images_of(engine, "dit")
+    others = {"vae": {"other.safetensors": "0" * 64}}
+    engine.fingerprints |= others  # another autoencoder beside it
+    engine.fingerprint |= others["vae"]
+    images_of(engine, "dit")
+    assert len(list(tmp_path.glob("*/dit.images"))) == 1
+    engine.fingerprints["dit"] = {"other.safetensors": "1" * 64}
+    images_of(engine, "dit")
+    assert len(list(tmp_path.glob("*/dit.images"))) == 2
+
+
 def test_a_folder_that_cannot_be_written_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
