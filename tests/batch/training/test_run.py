@@ -29,10 +29,15 @@ def go(job: TrainJob, stop: Stop = lambda: False) -> tuple[int, int, int]:
 def test_a_look_at_a_new_output_does_not_read_the_transformer_whole(
     tmp_path: Path, targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    job = lesson(tmp_path / "out", targets("cache"))
     read: list[Path] = []
     digest = fingerprint.digest
-    monkeypatch.setattr(fingerprint, "digest", lambda file: read.append(file) or digest(file))
-    job = lesson(tmp_path / "out", targets("cache"))
+
+    def counted(file: Path) -> str:
+        read.append(file)
+        return digest(file)
+
+    monkeypatch.setattr(fingerprint, "digest", counted)
     assert standing(job, checked(job)).startswith("0 of 6 steps are done")
     assert {file.name for file in read} == {"ae.safetensors", "model.safetensors"}
 
