@@ -1,11 +1,11 @@
 """PyTorch on one thread, and the bundled model, loaded once for each way of loading it.
 
-Imports nothing but the engine: on a machine with a GPU its tests run without the batch layer's
-libraries.
+Imports nothing but the engine: a machine that is lent for its GPU has no other libraries.
 """
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from tests.batch.targets.made import Targets
 
 ShapesEngine = Callable[..., FluxEngine]
+MARK = "mark.gpu"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where the tests that need a GPU are asked for alone, no other module is imported."""
+    if config.option.markexpr != "gpu":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return None if any(MARK in file.read_text(encoding="utf-8") for file in files) else True
 
 
 @pytest.fixture(scope="session", autouse=True)
