@@ -48,9 +48,7 @@ SMALL_TEXT = {"clip": {"hidden_size": 64, "intermediate_size": 128, "num_attenti
 class WholeJob:
     """Eight pictures of one engine, again and again, within so much of the card's memory."""
 
-    def __init__(
-        self, spec: str, device: torch.device, dit: FluxTransformer, card: Card
-    ) -> None:
+    def __init__(self, spec: str, device: torch.device, dit: FluxTransformer, card: Card) -> None:
         """The card serves all jobs: pages are locked as long as it is there."""
         self.spec, self.device, self.card = spec, device, card
         self.engine = whole(spec, device, dit)
