@@ -26,7 +26,7 @@ from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
 from flux_engine.planning import Planning, heads_of
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Trace, Watch
-from flux_engine.rows import Coded, Denoised, Latents, Prepared, prompts_of, stacked
+from flux_engine.rows import Coded, Denoised, Latents, Prepared, prompts_of, stacked, tiling_of
 from flux_engine.sampling.denoise import Conditions, Progress, denoise, plain
 from flux_engine.sampling.kernels import Attention, attention
 from flux_engine.sampling.schedule import shift_of, sigmas
@@ -34,7 +34,7 @@ from flux_engine.sampling.stepcache import reused
 from flux_engine.sampling.tiling import Tiling
 from flux_engine.sampling.trace import Recorder, bounds, nothing
 from flux_engine.tables import Tables
-from flux_engine.vram.planner import PASSING
+from flux_engine.vram.planner import PASSING, Stage
 from flux_engine.vram.residency import Residency
 from flux_engine.weights.lora.models import Models
 from flux_engine.weights.lora.shelf import SHELF_BYTES
@@ -161,7 +161,8 @@ class FluxEngine:
         rows = Prepared(good, outfits, texts, self.darkroom.encode_inputs(good))
         latents: Latents = {}
         for bucket, members in buckets.items():
-            with self.residency.phase(self.planning.denoise(bucket)), self.loras.bucket():
+            stage, then = self.planning.denoise(bucket), self._decoding([good[i] for i in members])
+            with self.residency.phase(stage, then), self.loras.bucket():
                 for i, made in self._denoise(bucket, members, rows, progress, watch):
                     if not torch.isfinite(made.latents).all():
                         yield i, NumbersBroke("the latents came out as NaN or infinity")
@@ -187,11 +188,10 @@ class FluxEngine:
 
     def room_for(self, request: GenerationRequest, outfit: Outfit = BARE) -> None:
         """SettingError with the numbers if the card has not the memory for such a picture."""
-        tiling = Tiling(request.tile_size, request.tile_stride) if request.tiled else None
         for bucket in self.buckets({0: request}, {0: outfit}):
             self.planning.denoise(bucket)
         self.planning.text(request.t5_sequence_length)
-        self.planning.decode(request.height, request.width, tiling)
+        self.planning.decode(request.height, request.width, tiling_of(request))
 
     def buckets(
         self, requests: dict[int, GenerationRequest], outfits: dict[int, Outfit]
@@ -363,6 +363,13 @@ class FluxEngine:
 
     def conditions(self, members: Sequence[int], rows: Prepared) -> Conditions:
         return rows.conditions(members, self.loras.beside, self.device, self.dtype)
+
+    def _decoding(self, requests: Sequence[GenerationRequest]) -> Stage | None:
+        """The stage that comes after denoising these, for the first that has a picture made."""
+        first = next((request for request in requests if request.decode), None)
+        if first is None:
+            return None
+        return self.planning.decode(first.height, first.width, tiling_of(first))
 
     def _decode(
         self, rows: Prepared, latents: Latents, watch: Watch, *, only_full: bool = False

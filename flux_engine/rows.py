@@ -126,9 +126,12 @@ def by_picture(
     out: dict[tuple[int, int, Tiling | None], list[int]] = {}
     for i in members:
         r = requests[i]
-        tiling = Tiling(r.tile_size, r.tile_stride) if r.tiled else None
-        out.setdefault((r.height, r.width, tiling), []).append(i)
+        out.setdefault((r.height, r.width, tiling_of(r)), []).append(i)
     return out
+
+
+def tiling_of(request: GenerationRequest) -> Tiling | None:
+    return Tiling(request.tile_size, request.tile_stride) if request.tiled else None
 
 
 def prompts_of(request: GenerationRequest) -> tuple[TextKey, ...]:

@@ -372,3 +372,23 @@ def test_two_transformers_pass_through_one_ring_step_by_step(seed: int) -> None:
     assert all(map(torch.equal, made, expected))
     assert card.copies - before == 3 * sum(len(BLOCKS) - len(names) for names in stay.values())
     assert card.host_waits == 0
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_the_autoencoder_is_on_its_way_while_the_transformer_works(
+    room: bool, resident: list[Generation]
+) -> None:
+    card = held(engine := new_engine())
+    stage = Stage(resident={"dit": frozenset()}, slots=2)
+    engine.planning.denoise = lambda _: stage  # type: ignore[method-assign]
+    engine.planning.together = lambda _: False  # type: ignore[method-assign]
+    if not room:
+        engine.residency.limit = 0
+    card.log = []
+    made = engine.generate(ROWS[:3:2])
+    for one, other in zip(made, resident[:3:2], strict=True):
+        assert torch.equal(one.pixels, other.pixels)
+    copied = [name for what, name in card.log if what == "copy"]
+    last = max(n for n, name in enumerate(copied) if name.startswith("dit."))
+    assert (copied.index("vae.rest") < last) is room
+    assert copied.count("vae.rest") == 1
