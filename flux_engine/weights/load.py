@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -30,15 +31,31 @@ ROLES: Mapping[Role, str] = {
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """What the files held; `fingerprint` says which files they were (see `fingerprint.py`)."""
+    """What the files held, and which files they were."""
 
     dit: FluxTransformer | None = None
     vae: AutoEncoder | None = None
     clip: nn.Module | None = None
     t5: nn.Module | None = None
-    fingerprint: dict[str, str] = field(default_factory=dict)
-    fingerprints: dict[Role, dict[str, str]] = field(default_factory=dict)  # by model
+    files: Mapping[Role, Sequence[Path]] = field(default_factory=dict)
     groups: Mapping[Role, int] = field(default_factory=dict)  # which of the groups each was in
+
+    @cached_property
+    def _digests(self) -> dict[Path, str]:
+        return digests(file for files in self.files.values() for file in files)
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Of all files, by name (see `fingerprint.py`); they are read whole for it."""
+        return named(self._digests)
+
+    @property
+    def fingerprints(self) -> dict[Role, dict[str, str]]:
+        """The same by model."""
+        return {
+            role: named({file: self._digests[file] for file in files})
+            for role, files in self.files.items()
+        }
 
 
 def load_models(
@@ -54,7 +71,6 @@ def load_models(
     rotary positions, for transformers whose heads do not split as FLUX.1's do.
     """
     plans = _plans(groups, axes)
-    known = digests(file for files in groups for file in files)
     models = {
         role: _fill(plan, read_tensors(files, dtype, device), place(files), dtype)
         for role, (files, plan) in plans.items()
@@ -64,10 +80,7 @@ def load_models(
         vae=cast("AutoEncoder | None", models.get("vae")),
         clip=models.get("clip"),
         t5=models.get("t5"),
-        fingerprint=named(known),
-        fingerprints={
-            role: named({file: known[file] for file in files}) for role, (files, _) in plans.items()
-        },
+        files={role: files for role, (files, _) in plans.items()},
         groups={role: list(groups).index(files) for role, (files, _) in plans.items()},
     )
 
