@@ -124,10 +124,11 @@ def whole(spec: str, device: torch.device, dit: FluxTransformer) -> FluxEngine:
         fill(model.named_parameters(), dtype, device)
     fill_constants(clip, "cpu")
     vae.to(memory_format=layout_for(device))  # type: ignore[call-overload]
-    folder = Path(tempfile.mkdtemp(prefix="tokenizers-"))
-    tiny_tokenizers.write_clip(folder / "clip")
-    tiny_tokenizers.write_t5(folder / "t5")
-    text = TextModels(clip, load_tokenizer(folder / "clip"), t5, load_tokenizer(folder / "t5"))
+    with tempfile.TemporaryDirectory(prefix="tokenizers-") as name:
+        folder = Path(name)
+        tiny_tokenizers.write_clip(folder / "clip")
+        tiny_tokenizers.write_t5(folder / "t5")
+        text = TextModels(clip, load_tokenizer(folder / "clip"), t5, load_tokenizer(folder / "t5"))
     assert (flux.pooled_width, flux.text_width) == (
         clip.config.hidden_size,  # type: ignore[union-attr]
         t5.config.d_model,  # type: ignore[union-attr]
