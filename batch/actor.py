@@ -231,7 +231,7 @@ class Watchman:
 
     def _turn(self, stage: str) -> None:
         now = time.monotonic()
-        if self.stage:
+        if self.stage and self.rows:
             self.slowest = max(self.slowest, now - self.since)
         self.stage, self.since = stage, now
 
@@ -240,6 +240,7 @@ class Watchman:
             stage=self.stage,
             seconds=time.monotonic() - self.since if self.stage else 0.0,
             slowest=self.slowest,
+            rows=len(self.rows),
             busy=self.busy,
             finished=sum(list(self.finished.values())),
         )

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
@@ -12,6 +12,7 @@ from batch.errors import LoraError
 from batch.roots import Folder, Store, patiently, root_of
 from batch.web import shown
 from flux_engine.request import LoraUse
+from flux_engine.weights.lora.alphas import BESIDE, is_pefts
 from schemas.lora import LoraEntry
 
 CACHE_VARIABLE = "FLUXMILL_LORAS"
@@ -56,8 +57,9 @@ class LoraFiles:
             try:
                 match root:
                     case Folder():
-                        if (place := root.find(address)) is not None:
-                            return self._local(Path(place), address)
+                        if root.find(address) is not None:  # a link's neighbours are its own
+                            link = root.path / address.removeprefix("file://")
+                            return self._local(link, address)
                     case Store():
                         if (place := root.find(address)) is not None:
                             return fetched(root, place)
@@ -83,27 +85,39 @@ class LoraFiles:
 def fetched(root: Store, place: str) -> Path:
     """An object's copy on this machine's disk: fetched once, whoever asks, and again if it changed.
 
-    Copies stay; they are named by address, size and time.
+    Copies stay; they are named by address, size and time. PEFT's configuration comes along.
     """
-    told = patiently(lambda: root.fs.get_file_info(place))
-    if not told.is_file:
+    there = {place: patiently(lambda: root.fs.get_file_info(place))}
+    if not there[place].is_file:
         raise LoraError(f"{place}: there is no such object")
-    if told.size > LARGEST:
-        raise LoraError(f"{place}: has {told.size} bytes; at most {LARGEST} are allowed")
-    stamp = f"{root.uri}\n{place}\n{told.size}\n{told.mtime_ns}"
+    if is_pefts(PurePosixPath(place).name):
+        beside = str(PurePosixPath(place).with_name(BESIDE))
+        config = patiently(lambda: root.fs.get_file_info(beside))
+        there = ({beside: config} if config.is_file else {}) | there
+    stamp = root.uri
+    for name, told in there.items():
+        if told.size > LARGEST:
+            raise LoraError(f"{name}: has {told.size} bytes; at most {LARGEST} are allowed")
+        stamp += f"\n{name}\n{told.size}\n{told.mtime_ns}"
     folder = cache() / hashlib.sha256(stamp.encode()).hexdigest()[:24]
-    copy = folder / Path(place).name
+    copy = folder / PurePosixPath(place).name
     if copy.is_file():
         return copy
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not copy.is_file():
-            part = copy.with_name(f".{copy.name}.{os.getpid()}.part")
-
-            def content() -> None:
-                with root.fs.open_input_stream(place) as stream, part.open("wb") as file:
-                    shutil.copyfileobj(stream, file, BLOCK)
-
-            patiently(content)
-            part.replace(copy)
+            for name in there:  # the LoRA last: where it is, all is there
+                brought(root, name, folder / PurePosixPath(name).name)
     return copy
+
+
+def brought(root: Store, place: str, copy: Path) -> None:
+    """One object's copy, which appears whole."""
+    part = copy.with_name(f".{copy.name}.{os.getpid()}.part")
+
+    def content() -> None:
+        with root.fs.open_input_stream(place) as stream, part.open("wb") as file:
+            shutil.copyfileobj(stream, file, BLOCK)
+
+    patiently(content)
+    part.replace(copy)

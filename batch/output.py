@@ -2,7 +2,7 @@
 
 import json
 import tarfile
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import pyarrow as pa
@@ -141,7 +141,7 @@ class Output:
             raise OutputError(f"output {self.storage.uri}: cannot be written: {error}") from None
         self._same_recipe(recipe)
 
-    def check(self, recipe: Mapping[str, Any], files: Iterable[ManifestFile]) -> None:
+    def check(self, recipe: Callable[[], Mapping[str, Any]], files: Iterable[ManifestFile]) -> None:
         """Refuse what `claim` and `enrol` would refuse, and write nothing."""
         try:
             self.check_recipe(recipe)
@@ -149,10 +149,14 @@ class Output:
         except OSError as error:
             raise OutputError(f"output {self.storage.uri}: cannot be used: {error}") from None
 
-    def check_recipe(self, recipe: Mapping[str, Any]) -> None:
-        """Refuse what `claim` would refuse, and write nothing."""
+    def check_recipe(self, recipe: Callable[[], Mapping[str, Any]]) -> None:
+        """Refuse what `claim` would refuse, and write nothing.
+
+        A recipe in which weights count by their content is dear: it is asked for only where there
+        is one to compare it with.
+        """
         if self.storage.exists(RECIPE):
-            self._same_recipe(recipe)
+            self._same_recipe(recipe())
 
     def _same_recipe(self, recipe: Mapping[str, Any]) -> None:
         there = json.loads(self.storage.read(RECIPE))

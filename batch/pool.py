@@ -290,7 +290,8 @@ class Pool:
                 continue
             silent = now - lane.asked_at if lane.asked is not None else 0.0
             at_it = lane.pulse.seconds if lane.pulse and lane.pulse.stage else 0.0
-            if max(silent, at_it) > self._patience():
+            of_rows = lane.pulse is None or not lane.pulse.stage or lane.pulse.rows
+            if max(silent, at_it) > (self._patience() if of_rows else FIRST_TIMEOUT_S):
                 logger.warning("worker hangs", extra={"seconds": round(max(silent, at_it))})
                 lane.hung = True
                 ray.kill(lane.actor)

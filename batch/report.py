@@ -14,10 +14,12 @@ State = Literal["published", "there", "part"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pulse:
-    """What a worker is at: the stage of a micro-batch and for how long, the longest one so far,
-    seconds that the card has worked, and records finished in shards that are not reported yet."""
+    """What a worker is at: the stage of a micro-batch, its rows (none, if no row is to blame for
+    it) and for how long, the longest one so far, seconds that the card has worked, and records
+    finished in shards that are not reported yet."""
 
     stage: str
+    rows: int
     seconds: float
     slowest: float
     busy: float

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from benchmarks import denoisers
 from benchmarks.denoisers import IMAGE_STEPS, AbsentError, Ours, Step
-from benchmarks.offload_job import caps
+from benchmarks.offload_job import CAPS, ROWS, SIDE, WholeJob
 from benchmarks.offload_table import ratios, row
 from benchmarks.random_flux import SPECS, Ask, ask, transformer
 from flux_engine.models.fp8 import narrow_layers
@@ -43,17 +44,28 @@ WARM, TIMED = 3, 8
 PACKAGES = ("torch", "transformers", "safetensors", "diffusers", "accelerate")
 
 Ready = Callable[[Ask, int], AbstractContextManager[Step]]
+Row = dict[str, Any]
 
 
 class Bench:
-    """One part's process: the weights, the rows that were measured, and the time that is left."""
+    """One part's process: the weights, the rows that were measured, and the time that is left.
 
-    def __init__(self, spec: str, device: torch.device, seconds: float) -> None:
-        self.spec, self.device = spec, device
+    `save` is given all rows after each one.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        device: torch.device,
+        seconds: float,
+        part: str = "",
+        save: Callable[[list[Row]], None] = lambda _: None,
+    ) -> None:
+        self.spec, self.device, self.part, self.save = spec, device, part, save
         self.ends = time.monotonic() + seconds
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.dit = transformer(spec, self.dtype, device)
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self.reference: dict[int, Tensor] = {}  # the first velocity of row 0, by side
 
     def card(self) -> Card:
@@ -63,29 +75,40 @@ class Bench:
         self, name: str, ready: Ready, side: int, rows: int, card: Card | None = None
     ) -> None:
         """One configuration: median seconds a step, peak memory, bytes copied, deviation."""
-        told = {"name": name, "side": side, "rows": rows}
+
+        def work() -> Row:
+            asked = ask(self.spec, side, rows, self.dtype, self.device)
+            return self._measured(ready, asked, card)
+
+        self.attempt(name, side, rows, work)
+
+    def attempt(self, name: str, side: int, rows: int, work: Callable[[], Row]) -> None:
+        """What `work` tells, kept as a row; why it told nothing, if it did not."""
+        told: Row = {"name": name, "side": side, "rows": rows, "part": self.part}
         if time.monotonic() > self.ends:
-            self._keep(told | {"absent": "no time was left"})
-            return
-        asked = ask(self.spec, side, rows, self.dtype, self.device)
-        try:
-            self._keep(told | self._measured(ready, asked, card))
-        except AbsentError as absent:
-            self._keep(told | {"absent": str(absent)})
-        except (torch.OutOfMemoryError, RuntimeError) as fault:
-            self._keep(told | {"absent": f"{type(fault).__name__}: {str(fault)[:160]}"})
+            told["absent"] = "no time was left"
+        else:
+            try:
+                told |= work()
+            except AbsentError as absent:
+                told["absent"] = str(absent)
+            except Exception as fault:  # noqa: BLE001  peers fall in ways of their own: one row
+                told["absent"] = f"{type(fault).__name__}: {str(fault)[:160]}"
+        self.rows.append(told)
+        print(row(told), flush=True)
+        self.save(self.rows)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _measured(self, ready: Ready, asked: Ask, card: Card | None) -> dict[str, Any]:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+    def _measured(self, ready: Ready, asked: Ask, card: Card | None) -> Row:
         with ready(asked, WARM + TIMED) as step:
             first = step()[0].float().cpu()
+            if self.device.type == "cuda":  # what was there before has gone by now
+                torch.cuda.reset_peak_memory_stats(self.device)
             for _ in range(WARM - 1):
                 step()
-            before = card.copied if card else 0
+            before, waits = (card.copied, card.host_waits) if card else (0, 0)
             seconds = self._clocked(step)
             copied = (card.copied - before) / TIMED if card else None
         kept = self.reference.setdefault(asked.side, first)
@@ -95,7 +118,7 @@ class Bench:
             "seconds_a_row": seconds / asked.rows,
             "peak_gb": peak,
             "copied_gb": None if copied is None else copied / 1e9,
-            "host_waits": card.host_waits if card else None,
+            "host_waits": card.host_waits - waits if card else None,
             "deviation": float((first - kept).norm() / kept.norm()),
         }
 
@@ -116,10 +139,6 @@ class Bench:
         marks[-1].synchronize()
         return float(statistics.median(a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)))
 
-    def _keep(self, told: dict[str, Any]) -> None:
-        self.rows.append(told)
-        print(row(told), flush=True)
-
 
 def ways(ours: Ours, **how: Any) -> Ready:
     return lambda asked, steps: ours.ready(asked, steps, **how)
@@ -127,42 +146,49 @@ def ways(ours: Ours, **how: Any) -> Ready:
 
 def probe(bench: Bench) -> None:
     """What the card does in a second, and attention's back ends."""
-    if bench.device.type != "cuda":
-        bench._keep({"name": "probe", "side": 0, "rows": 0, "absent": "needs a card"})
-        return
-    card = CudaCard(bench.device)
-    machine = measured(card, bench.dtype, 0)
+
+    def work() -> Row:
+        if bench.device.type != "cuda":
+            raise AbsentError("needs a card")
+        machine = measured(CudaCard(bench.device), bench.dtype, 0)
+        return {
+            "link_gb": machine.link / 1e9,
+            "matmul_tflops": machine.matmul / 1e12,
+            "attention_tflops": machine.attention / 1e12,
+            "fastest_attention": fastest(bench, SIDES[bench.spec][0]),
+        }
+
+    bench.attempt("probe", 0, 0, work)
+
+
+def fastest(bench: Bench, side: int) -> str:
+    """Attention's back end for one row."""
     spec = SPECS[bench.spec]
-    tokens = (SIDES[bench.spec][0] // 16) ** 2 + 512
-    shape = (1, spec.heads, tokens, spec.width // spec.heads)
-    fastest = fastest_attention(shape, bench.dtype, bench.device)
-    bench._keep({
-        "name": "probe", "side": 0, "rows": 0, "link_gb": machine.link / 1e9,
-        "matmul_tflops": machine.matmul / 1e12, "attention_tflops": machine.attention / 1e12,
-        "fastest_attention": fastest,
-    })  # fmt: skip
+    shape = (1, spec.heads, (side // 16) ** 2 + 512, spec.width // spec.heads)
+    return fastest_attention(shape, bench.dtype, bench.device)
 
 
 def resident(bench: Bench, side: int, batches: tuple[int, ...]) -> None:
-    """All weights on the card: ours eager and compiled, the peers eager and compiled."""
+    """All weights on the card: ours eager and compiled, then the peers eager and compiled."""
     ours = Ours(bench.dit, card := bench.card())
     for rows in batches:
         bench.measure("ours, resident", ways(ours, kept=None), side, rows, card)
-    spec = SPECS[bench.spec]
-    shape = (1, spec.heads, (side // 16) ** 2 + 512, spec.width // spec.heads)
-    back_end = fastest_attention(shape, bench.dtype, bench.device)
+    back_end = fastest(bench, side)
+    measured_attention = f"{back_end} attention, the fastest here"
     for rows in batches:
         how = ways(ours, kept=None, back_end=back_end)
-        bench.measure(f"ours, resident, {back_end} attention", how, side, rows, card)
-    ours.room.vacate()
-    peers(
-        bench, side, batches, ("eager", "compiled") if bench.device.type == "cuda" else ("eager",)
-    )
+        bench.measure(f"ours, resident, {measured_attention}", how, side, rows, card)
+    manners: tuple[str, ...] = ("eager",)
     if bench.device.type == "cuda":
+        manners = ("eager", "compiled")
         compile_blocks(bench.dit)
         for rows in batches:
+            bench.measure("ours, resident, compiled", ways(ours, kept=None), side, rows, card)
+        for rows in batches:
             how = ways(ours, kept=None, back_end=back_end)
-            bench.measure(f"ours, resident, compiled, {back_end} attention", how, side, rows, card)
+            bench.measure(f"ours, resident, compiled, {measured_attention}", how, side, rows, card)
+    ours.room.vacate()
+    peers(bench, side, batches, manners)
 
 
 def peers(bench: Bench, side: int, batches: tuple[int, ...], manners: tuple[str, ...]) -> None:
@@ -185,7 +211,7 @@ def diffsynth(bench: Bench, limit: float | None) -> Ready:
 
 
 def offload(bench: Bench, side: int) -> None:
-    """Blocks pass through: by batch, slots and what stays; then the peers' ways at batch 1."""
+    """Blocks pass through: by batch, slots and what stays; eager, and the most of it compiled."""
     ours = Ours(bench.dit, card := bench.card())
     for rows in (1, 4, 8):
         bench.measure("ours, resident", ways(ours, kept=None), side, rows, card)
@@ -194,20 +220,35 @@ def offload(bench: Bench, side: int) -> None:
         for rows in (1, 2, 4, 8):
             name = f"ours, {kept} blocks stay, {slots} slots"
             bench.measure(name, ways(ours, kept=kept, slots=slots), side, rows, card)
+    if bench.device.type == "cuda":
+        compile_blocks(bench.dit)
+        for rows in (1, 4, 8):
+            bench.measure("ours, resident, compiled", ways(ours, kept=None), side, rows, card)
+            name = "ours, 0 blocks stay, 2 slots, compiled"
+            bench.measure(name, ways(ours, kept=0), side, rows, card)
+
+
+def offloading_peers(bench: Bench, side: int) -> None:
+    """The peers' ways with little memory, at batch 1; ours is what theirs deviate from."""
+    ours = Ours(bench.dit, card := bench.card())
+    bench.measure("ours, resident", ways(ours, kept=None), side, 1, card)
     ours.room.vacate()
-    for manner in ("group block", "group leaf", "sequential"):
+    for manner in ("eager", "group block", "group leaf", "sequential"):
         bench.measure(f"diffusers, {manner}", diffusers(bench, manner), side, 1)
-    bench.measure("diffusers, eager", diffusers(bench, "eager"), side, 1)
-    try:
-        there_and_back = denoisers.transfer(bench.dit, bench.spec, bench.device)
-        began = time.monotonic()
-        there_and_back()
-        share = (time.monotonic() - began) / IMAGE_STEPS
-        bench._keep({"name": "diffusers, model offload: transfers a step", "side": side, "rows": 1,
-                     "seconds": share, "seconds_a_row": share})  # fmt: skip
-    except AbsentError as absent:
-        bench._keep({"name": "diffusers, model offload", "side": side, "rows": 1,
-                     "absent": str(absent)})  # fmt: skip
+
+    def model_offload() -> Row:
+        """A step's share of a picture's transfers, and an eager step."""
+        share = denoisers.transfer_seconds(bench.dit, bench.spec, bench.device) / IMAGE_STEPS
+        eager = next(
+            (one for one in bench.rows if one["name"] == "diffusers, eager" and "seconds" in one),
+            None,
+        )
+        if eager is None:
+            raise AbsentError("an eager step was not measured")
+        seconds = share + eager["seconds"]
+        return {"seconds": seconds, "seconds_a_row": seconds, "transfers_s": share}
+
+    bench.attempt("diffusers, model offload", side, 1, model_offload)
     for limit in (0.0, 12.0):
         bench.measure(f"DiffSynth, vram_limit {limit:g}", diffsynth(bench, limit), side, 1)
 
@@ -237,7 +278,16 @@ def fp8(bench: Bench, side: int) -> None:
     if bench.device.type == "cuda":
         compile_blocks(bench.dit)
         for rows in batches:
-            bench.measure("ours, resident, compiled", ways(exact, kept=None), side, rows, card)
+            how = ways(exact, kept=None)
+            bench.measure("ours, resident, compiled", how, side, rows, exact.card)
+
+
+def caps(bench: Bench) -> None:
+    """Whole jobs, from prompts to pixels, by the memory that they may use."""
+    job = WholeJob(bench.spec, bench.device, bench.dit, bench.card())
+    for gib in CAPS[bench.spec]:
+        name = f"whole job within {'all' if gib is None else f'{gib:g}'} GiB"
+        bench.attempt(name, SIDE[bench.spec], ROWS, partial(job.within, gib))
 
 
 def run_part(part: str, bench: Bench) -> None:
@@ -251,14 +301,15 @@ def run_part(part: str, bench: Bench) -> None:
             resident(bench, small, (1, 4, 16))
         case "offload":
             offload(bench, large)
+        case "peers":
+            offloading_peers(bench, large)
         case "fp8":
             fp8(bench, large)
         case "caps":
-            for told in caps(bench.spec, bench.device, bench.dit):
-                bench._keep(told)
+            caps(bench)
 
 
-PARTS = ("probe", "resident", "small", "offload", "fp8", "caps")
+PARTS = ("probe", "resident", "small", "offload", "peers", "fp8", "caps")
 
 
 def about(device: torch.device) -> dict[str, Any]:
@@ -278,13 +329,15 @@ def versions() -> Iterator[tuple[str, str]]:
             yield name, "absent"
 
 
-def write(place: Path, part: str, device: torch.device, rows: list[dict[str, Any]]) -> None:
+def write(place: Path, part: str, device: torch.device, rows: list[Row]) -> None:
     """Beside the other parts of that day."""
     known: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
     known |= about(device)
     known.setdefault("parts", {})[part] = rows
     place.parent.mkdir(exist_ok=True)
-    place.write_text(json.dumps(known, indent=1) + "\n")
+    written = place.with_suffix(".part")
+    written.write_text(json.dumps(known, indent=1) + "\n")
+    written.replace(place)
 
 
 def main() -> None:
@@ -306,11 +359,8 @@ def main() -> None:
             )
     else:
         print(f"\n{given.part}: {given.spec}, {device}", flush=True)
-        bench = Bench(given.spec, device, given.seconds)
-        try:
-            run_part(given.part, bench)
-        finally:
-            write(place, given.part, device, bench.rows)
+        save = partial(write, place, given.part, device)
+        run_part(given.part, Bench(given.spec, device, given.seconds, given.part, save))
     if place.exists():
         parts = json.loads(place.read_text())["parts"]
         print("\n".join(ratios([one for rows in parts.values() for one in rows])))

@@ -1,25 +1,64 @@
 """Rows of `benchmarks.offload` in words, and the ratios that are looked for in them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 
-# what; ours, with so many rows; theirs, with so many; at least
-COMPILED, PASSING = "ours, resident, compiled", "ours, 0 blocks stay"
-GOALS = (
-    ("resident, over diffusers eager", COMPILED, 4, "diffusers, eager", 1, 1.6),
-    ("resident, over diffusers compiled", COMPILED, 4, "diffusers, compiled", 1, None),
-    ("resident, over DiffSynth eager", COMPILED, 4, "DiffSynth, eager", 1, 1.6),
-    ("eager, over diffusers eager", "ours, resident", 1, "diffusers, eager", 1, None),
-    ("eager, over DiffSynth eager", "ours, resident", 1, "DiffSynth, eager", 1, None),
-    ("streamed over resident, batch 8", PASSING, 8, "ours, resident", 8, 0.97),
-    ("streamed over resident, batch 4", PASSING, 4, "ours, resident", 4, None),
-    ("streamed batch 8 over diffusers group block", PASSING, 8, "diffusers, group block", 1, 10),
-    ("streamed batch 8 over diffusers group leaf", PASSING, 8, "diffusers, group leaf", 1, 10),
-    ("streamed batch 8 over diffusers sequential", PASSING, 8, "diffusers, sequential", 1, 15),
-    ("streamed batch 8 over DiffSynth at limit 0", PASSING, 8, "DiffSynth, vram_limit 0", 1, 10),
-    ("batch 16 over the compiled peer's 1", COMPILED, 16, "diffusers, compiled", 1, 1.8),
-    ("fp8 products over exact, batch 4", "ours, fp8 products, resident", 4, COMPILED, 4, 1.35),
+EAGER, COMPILED = "ours, resident", "ours, resident, compiled"
+PASSING = "ours, 0 blocks stay, 2 slots"
+PASSING_COMPILED = f"{PASSING}, compiled"
+ALL = "whole job within all GiB"
+
+
+class Ratio(NamedTuple):
+    """Theirs over ours in seconds a row, each with so many rows; at least `goal`."""
+
+    what: str
+    ours: str
+    mine: int
+    theirs: str
+    their: int
+    goal: float | None = None
+
+
+class Limit(NamedTuple):
+    """One figure of ours, at most `goal`."""
+
+    what: str
+    ours: str
+    rows: int
+    side: int
+    field: str
+    goal: float
+
+
+RATIOS = (
+    Ratio("resident, over diffusers eager", COMPILED, 4, "diffusers, eager", 1, 1.6),
+    Ratio("resident, over diffusers compiled", COMPILED, 4, "diffusers, compiled", 1),
+    Ratio("resident, over DiffSynth eager", COMPILED, 4, "DiffSynth, eager", 1, 1.6),
+    Ratio("eager, over diffusers eager", EAGER, 1, "diffusers, eager", 1),
+    Ratio("eager, over DiffSynth eager", EAGER, 1, "DiffSynth, eager", 1),
+    Ratio("batch 16 over diffusers compiled", COMPILED, 16, "diffusers, compiled", 1, 1.8),
+    Ratio("batch 16 over DiffSynth eager", COMPILED, 16, "DiffSynth, eager", 1, 1.8),
+    Ratio("streamed over resident, batch 8, eager", PASSING, 8, EAGER, 8, 0.97),
+    Ratio("streamed over resident, batch 8, compiled", PASSING_COMPILED, 8, COMPILED, 8, 0.97),
+    Ratio("streamed over resident, batch 4, eager", PASSING, 4, EAGER, 4),
+    Ratio("streamed over resident, batch 4, compiled", PASSING_COMPILED, 4, COMPILED, 4),
+    Ratio("streamed, over diffusers model offload", PASSING, 8, "diffusers, model offload", 1, 5),
+    Ratio("streamed, over diffusers group block", PASSING, 8, "diffusers, group block", 1, 10),
+    Ratio("streamed, over diffusers group leaf", PASSING, 8, "diffusers, group leaf", 1, 10),
+    Ratio("streamed, over diffusers sequential", PASSING, 8, "diffusers, sequential", 1, 15),
+    Ratio("streamed, over DiffSynth at limit 0", PASSING, 8, "DiffSynth, vram_limit 0", 1, 10),
+    Ratio("streamed, over DiffSynth at limit 12", PASSING, 8, "DiffSynth, vram_limit 12", 1),
+    Ratio("fp8 products over exact, batch 4", "ours, fp8 products, resident, compiled", 4,
+          COMPILED, 4, 1.35),
+    Ratio("job within 24 GiB over all", "whole job within 24 GiB", 8, ALL, 8, 0.9),
+    Ratio("job within 12 GiB over all", "whole job within 12 GiB", 8, ALL, 8, 0.9),
+    Ratio("job within 8 GiB over all", "whole job within 8 GiB", 8, ALL, 8, 0.9),
+)  # fmt: skip
+LIMITS = (
+    Limit("seconds of a step and row, resident", COMPILED, 4, 1024, "seconds_a_row", 0.120),
+    Limit("GB at the peak, nothing stays", PASSING, 8, 1024, "peak_gb", 6.0),
 )
 
 
@@ -43,26 +82,38 @@ def row(told: Row) -> str:
     return head + "  ".join(words)
 
 
-def found(rows: list[Row], name: str, count: int) -> list[Row]:
-    """Measurements of this kind with so many rows; a name covers those it begins."""
-    return [
-        one
-        for one in rows
-        if one["name"].startswith(name) and one["rows"] == count and "seconds_a_row" in one
-    ]
+def found(rows: list[Row], name: str, count: int, side: int) -> dict[str, Row]:
+    """The fastest measurement of exactly this name, by the part that made it."""
+    out: dict[str, Row] = {}
+    for one in sorted(rows, key=lambda one: float(one.get("seconds_a_row", 0)), reverse=True):
+        if (one["name"], one["rows"], one["side"]) == (name, count, side) and "seconds" in one:
+            out[one.get("part", "")] = one
+    return out
 
 
 def ratios(rows: list[Row]) -> list[str]:
-    """Theirs over ours in seconds a row, for what both have run at one size; above 1 is faster."""
-    out = ["", "ratio of seconds a row, above 1 ours is faster (best of each kind)"]
-    for what, ours, mine, theirs, their, goal in GOALS:
+    """What is looked for, as far as it was measured: ratios of two rows of one part where one has
+    both, which the same process on the same card has measured."""
+    out = []
+    for ratio in RATIOS:
         for side in sorted({one["side"] for one in rows}, reverse=True):
-            here = [one for one in rows if one["side"] == side]
-            us, them = found(here, ours, mine), found(here, theirs, their)
+            us = found(rows, ratio.ours, ratio.mine, side)
+            them = found(rows, ratio.theirs, ratio.their, side)
+            both = us.keys() & them.keys()
             if not us or not them:
                 continue
-            times = (min(one["seconds_a_row"] for one in kind) for kind in (them, us))
-            theirs_s, ours_s = times
-            told = "" if goal is None else f" (goal {goal})"
-            out.append(f"  {what:<48} {side:>5}  {theirs_s / ours_s:6.2f}{told}")
-    return out if len(out) > 2 else []
+            ours_s, theirs_s = (
+                min(one["seconds_a_row"] for part, one in kind.items() if part in (both or kind))
+                for kind in (us, them)
+            )
+            goal = "" if ratio.goal is None else f" (goal {ratio.goal})"
+            out.append(f"  {ratio.what:<48} {side:>5}  {theirs_s / ours_s:6.2f}{goal}")
+    if out:
+        out = ["", "seconds a row of theirs over ours, above 1 ours is faster", *out]
+    limits = [
+        f"  {limit.what:<48} {limit.side:>5}  {told[limit.field]:6.3f} (at most {limit.goal:g})"
+        for limit in LIMITS
+        for told in found(rows, limit.ours, limit.rows, limit.side).values()
+        if told.get(limit.field) is not None
+    ]
+    return [*out, "", *limits] if limits else out

@@ -21,12 +21,12 @@ from flux_engine.darkroom import Darkroom
 from flux_engine.deviation import Deviation
 from flux_engine.encode import PictureCoder, Text, TextEncoder, TextKey, TextModels
 from flux_engine.errors import NumbersBroke, RequestError, SettingError
-from flux_engine.latents import PATCH, pack, position_ids, start_noise, unpack
+from flux_engine.latents import PATCH, pack, position_ids, unpack
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.vae import AutoEncoder
 from flux_engine.planning import Planning, heads_of
 from flux_engine.request import ONLOOKER, Generation, GenerationRequest, Outcome, Trace, Watch
-from flux_engine.rows import Coded, Denoised, Latents, Prepared, prompts_of, stacked
+from flux_engine.rows import Coded, Denoised, Latents, Prepared, prompts_of, stacked, tiling_of
 from flux_engine.sampling.denoise import Conditions, Progress, denoise, plain
 from flux_engine.sampling.kernels import Attention, attention
 from flux_engine.sampling.schedule import shift_of, sigmas
@@ -34,7 +34,7 @@ from flux_engine.sampling.stepcache import reused
 from flux_engine.sampling.tiling import Tiling
 from flux_engine.sampling.trace import Recorder, bounds, nothing
 from flux_engine.tables import Tables
-from flux_engine.vram.planner import PASSING
+from flux_engine.vram.planner import PASSING, Stage
 from flux_engine.vram.residency import Residency
 from flux_engine.weights.lora.models import Models
 from flux_engine.weights.lora.shelf import SHELF_BYTES
@@ -161,8 +161,8 @@ class FluxEngine:
         rows = Prepared(good, outfits, texts, self.darkroom.encode_inputs(good))
         latents: Latents = {}
         for bucket, members in buckets.items():
-            together = self.planning.together(bucket)
-            with self.residency.phase(self.planning.denoise(bucket)), self.loras.bucket():
+            stage, then = self.planning.denoise(bucket), self._decoding([good[i] for i in members])
+            with self.residency.phase(stage, then), self.loras.bucket():
                 for i, made in self._denoise(bucket, members, rows, progress, watch):
                     if not torch.isfinite(made.latents).all():
                         yield i, NumbersBroke("the latents came out as NaN or infinity")
@@ -170,7 +170,7 @@ class FluxEngine:
                         latents[i] = made
                     else:
                         yield i, self._outcome(rows, i, None, made)
-                    if together:
+                    if self.planning.together(bucket):
                         yield from self._decode(rows, latents, watch, only_full=True)
         if latents:
             yield from self._decode(rows, latents, watch)
@@ -188,11 +188,10 @@ class FluxEngine:
 
     def room_for(self, request: GenerationRequest, outfit: Outfit = BARE) -> None:
         """SettingError with the numbers if the card has not the memory for such a picture."""
-        tiling = Tiling(request.tile_size, request.tile_stride) if request.tiled else None
         for bucket in self.buckets({0: request}, {0: outfit}):
             self.planning.denoise(bucket)
         self.planning.text(request.t5_sequence_length)
-        self.planning.decode(request.height, request.width, tiling)
+        self.planning.decode(request.height, request.width, tiling_of(request))
 
     def buckets(
         self, requests: dict[int, GenerationRequest], outfits: dict[int, Outfit]
@@ -259,16 +258,20 @@ class FluxEngine:
             # LoRAs stand beside the table's makers for one micro-batch at a time
             tables.ahead = [] if bucket.loras else [batch for _, batch in more]
             watch.at("denoise", real)
-            made = self._micro_batch(bucket, filled, rows, rotation, progress, tables)
-            if made is None:
-                size //= 2
+            made = None
+            try:
+                made = self._micro_batch(bucket, filled, rows, rotation, progress, tables)
+            except torch.OutOfMemoryError:
+                if size == 1 and not self.planning.shrink(bucket):
+                    raise
+            if made is None:  # here, where no error holds what it was raised among
                 tables.forget()
                 torch.cuda.empty_cache()
-                logger.warning("micro-batch halved for lack of memory", extra={"micro_batch": size})
+                size = self._lesser(bucket, size)
                 continue
             if self.approximation and self.deviation.due:
-                with self._exactly(bucket):
-                    again = self._micro_batch(bucket, filled, rows, rotation, plain, tables.anew())
+                watch.at("deviation", [])
+                again = self._again(bucket, filled, rows, rotation, tables)
                 self.deviation.take(stacked(made), stacked(again) if again else None, len(real))
             yield from zip(real, made, strict=False)
             waiting = waiting[len(real) :]
@@ -281,45 +284,34 @@ class FluxEngine:
         rotation: Tensor,
         progress: Progress,
         tables: Tables,
-    ) -> list[Denoised] | None:
-        """One for each member; None if several rows are too many for the card."""
+    ) -> list[Denoised]:
+        """One for each member."""
         factor = self.vae.spec.factor
         height, width = bucket.height // factor, bucket.width // factor
         shape = (self.vae.spec.latent_channels, height, width)
         levels = sigmas(bucket.schedule, bucket.steps, bucket.sigma_shift, bucket.strength)
-        starts = []
-        for i in members:
-            noise = start_noise(rows.requests[i].seed, shape, rows.requests[i].rand_device)
-            given = rows.pictures.get(i)
-            clean = 0.0 if given is None else (1 - levels[0]) * given.values
-            starts.append(noise if given is None else clean + levels[0] * noise)
         steps = levels.tolist()
         ends = bounds(len(steps) - 1, bucket.segments or None)
         recorder = Recorder(steps, ends)
-        try:
-            told = self.conditions(members, rows)
-            table = tables.next(
-                levels[:-1].to(self.device), told, lambda batch: self.conditions(batch, rows)
+        told = self.conditions(members, rows)
+        table = tables.next(
+            levels[:-1].to(self.device), told, lambda batch: self.conditions(batch, rows)
+        )
+        reuse = reused(len(steps) - 1) if self.approximation.step_cache else frozenset()
+        kernels = self.planning.attention(bucket, self.attention, self.dtype, self.device)
+        passes = len(steps) - 1 - len(reuse)
+        with self.residency.loop("dit", passes), attention(kernels):
+            x = denoise(
+                self.dit,
+                pack(rows.starts(members, shape, levels[0]).to(self.device)),
+                told,
+                sigmas=levels,
+                table_NGMD=table,
+                rotation_2LR=rotation,
+                reuse=reuse,
+                progress=progress,
+                record=recorder if bucket.segments >= 0 else nothing,
             )
-            reuse = reused(len(steps) - 1) if self.approximation.step_cache else frozenset()
-            kernels = self.planning.attention(bucket, self.attention, self.dtype, self.device)
-            passes = len(steps) - 1 - len(reuse)
-            with self.residency.loop("dit", passes), attention(kernels):
-                x = denoise(
-                    self.dit,
-                    pack(torch.stack(starts).to(self.device)),
-                    told,
-                    sigmas=levels,
-                    table_NGMD=table,
-                    rotation_2LR=rotation,
-                    reuse=reuse,
-                    progress=progress,
-                    record=recorder if bucket.segments >= 0 else nothing,
-                )
-        except torch.OutOfMemoryError:
-            if len(members) == 1:
-                raise
-            return None
         traces: list[Trace] | list[None] = [None] * len(members)
         if bucket.segments >= 0:
             meet = tuple(steps[end] for end in ends)
@@ -329,6 +321,32 @@ class FluxEngine:
             ]
         latents = unpack(x, height, width).cpu()
         return [Denoised(z, len(members), t) for z, t in zip(latents, traces, strict=True)]
+
+    def _lesser(self, bucket: Bucket, size: int) -> int:
+        """The micro-batch to try after memory ran out: half of it; of one row the same, with as few
+        weights on the card as the planning has it since then."""
+        if size > 1:
+            size //= 2
+            logger.warning("micro-batch halved for lack of memory", extra={"micro_batch": size})
+            return size
+        self.residency.keep_within(self.planning.limit(bucket), self.planning.denoise(bucket))
+        logger.warning(
+            "fewer weights stay on the card for lack of memory",
+            extra={"bytes": self.residency.used, "limit": self.residency.limit},
+        )
+        return size
+
+    def _again(
+        self, bucket: Bucket, members: list[int], rows: Prepared, rotation: Tensor, tables: Tables
+    ) -> list[Denoised] | None:
+        """The same micro-batch, exactly; None if there is no memory for that."""
+        try:
+            with self._exactly(bucket):
+                return self._micro_batch(bucket, members, rows, rotation, plain, tables.anew())
+        except torch.OutOfMemoryError as error:
+            logger.warning("deviation not measured", extra={"why": str(error)})
+        torch.cuda.empty_cache()
+        return None
 
     @contextmanager
     def _exactly(self, bucket: Bucket) -> Iterator[None]:
@@ -344,21 +362,14 @@ class FluxEngine:
                 pass
 
     def conditions(self, members: Sequence[int], rows: Prepared) -> Conditions:
-        """Prompts first, then, in a guided bucket, the negative prompts."""
-        requests = [rows.requests[i] for i in members]
-        sides = zip(*(rows.texts_of(i) for i in members), strict=True)
-        told = [text for side in sides for text in side]
-        guided = requests[0].guided
-        guidance = torch.tensor([r.embedded_guidance for r in requests] * (1 + guided))
-        cfg = torch.tensor([r.cfg_scale for r in requests]).to(self.device) if guided else None
-        outfits = [rows.outfits[i] for i in members]
-        return Conditions(
-            text_GTW=torch.stack([t.states_TW for t in told]).to(self.device, self.dtype),
-            pooled_GP=torch.stack([t.pooled_P for t in told]).to(self.device, self.dtype),
-            guidance_G=guidance.to(self.device),
-            cfg_B=cfg,
-            beside=lambda: self.loras.beside(outfits, 1 + guided),
-        )
+        return rows.conditions(members, self.loras.beside, self.device, self.dtype)
+
+    def _decoding(self, requests: Sequence[GenerationRequest]) -> Stage | None:
+        """The stage that comes after denoising these, for the first that has a picture made."""
+        first = next((request for request in requests if request.decode), None)
+        if first is None:
+            return None
+        return self.planning.decode(first.height, first.width, tiling_of(first))
 
     def _decode(
         self, rows: Prepared, latents: Latents, watch: Watch, *, only_full: bool = False

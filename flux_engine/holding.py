@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 PRODUCTS_FROM = (8, 9)  # compute capability
 MULTIPLE = 16  # of widths that eight-bit products take
+MARGIN = GIB // 2  # of what is free: for libraries that are loaded later, and for others
 
 
 def has_blocks(model: nn.Module) -> bool:
@@ -66,7 +68,9 @@ def hold_on_card(
     """Weights in images that this host's workers share, and what fits of them on the card."""
     check_products(engine)
     card = CudaCard(engine.device)
-    machine = measured(card, engine.dtype, memory_limit(engine.device, vram_limit))
+    machine = measured(card, engine.dtype, 0)  # libraries are loaded for it, which take memory
+    torch.cuda.empty_cache()
+    machine = replace(machine, memory=memory_limit(engine.device, vram_limit))
     images = {name: images_of(engine, name) for name in engine.models}
     engine.hold(
         *held(
@@ -87,12 +91,13 @@ def hold_on_card(
 def images_of(engine: FluxEngine, name: str) -> dict[str, Image]:
     """One model's, from the cache of this host, or of this process alone."""
     narrow = engine.approximation.narrows(name)
-    told = json.dumps([engine.fingerprint, str(engine.dtype), narrow], sort_keys=True)
+    weights = engine.fingerprints[name]
+    told = json.dumps([weights, str(engine.dtype), narrow], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()[:32]
     units = units_of(engine.models[name])
     try:
         return on_disk(units, default_folder(), key, name, writable=True, ready=settle_unit)
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError, RuntimeError) as error:  # torch's, that cannot map
         logger.warning(
             "weight images are not shared: each worker has its own",
             extra={"model": name, "why": str(error)},
@@ -111,10 +116,10 @@ def check_products(engine: FluxEngine) -> None:
 
 
 def memory_limit(device: torch.device, vram_limit: float | None) -> int:
-    """Bytes that may be used on the card: what is free, or so many GiB; negative: all but so
-    many."""
+    """Bytes that may be used on the card: what is free but a margin, or so many GiB; negative: all
+    but so many."""
     free, total = torch.cuda.mem_get_info(device)
     if vram_limit is None:
-        return int(free)
+        return max(0, int(free) - MARGIN)
     asked = vram_limit * GIB if vram_limit >= 0 else total + vram_limit * GIB
     return int(min(asked, total))

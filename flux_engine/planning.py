@@ -4,6 +4,7 @@ Batch shapes belong to an output: `keep` is asked for each that is not given, by
 number that would be chosen here, and answers the one to take.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -37,6 +38,7 @@ class Keep(Protocol):
 
 
 EVERYWHERE = Stage(resident={})
+LESS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the memory, where it ran out
 
 
 def as_chosen(name: str, value: T) -> T:  # noqa: ARG001
@@ -62,6 +64,7 @@ class Planning:
         self.heads, self.head_width = heads
         self._measured: dict[str, str] = {}
         self._kept: dict[str, int] = {}
+        self._tight: dict[Bucket, Machine] = {}  # of rows that memory has run out for
         self.stays = stays or {}
         self.passing = frozenset(name for name, how in self.stays.items() if how == "never")
         self.keep: Keep = as_chosen
@@ -150,6 +153,29 @@ class Planning:
         self._check_that_all_stay("dit", stage)
         return stage
 
+    def limit(self, bucket: Bucket) -> float:
+        """Bytes of the card that such rows are planned for."""
+        found = self._tight.get(bucket, self.machine)
+        return math.inf if found is None else found.memory
+
+    def shrink(self, bucket: Bucket) -> bool:
+        """Plan for so much less memory that fewer weights stay on the card while such rows are
+        denoised; False if none can go. Other rows' plans are as they were."""
+        if self.machine is None:
+            return False
+        before, stays = self._tight.get(bucket, self.machine), self.denoise(bucket).resident
+        for share in LESS:
+            self._tight[bucket] = replace(before, memory=int(share * before.memory))
+            self._plan.cache_clear()
+            try:
+                if self.denoise(bucket).resident != stays:
+                    return True
+            except SettingError:
+                break
+        self._tight[bucket] = before
+        self._plan.cache_clear()
+        return False
+
     def attention(
         self, bucket: Bucket, asked: Attention, dtype: torch.dtype, device: torch.device
     ) -> str:
@@ -174,20 +200,22 @@ class Planning:
         if self.machine is None or self.weights is None or self.sizes is None:
             raise SettingError("there is no card to plan for")
         size = micro_batch or self.batching.micro
+        machine = self._tight.get(bucket, self.machine)
         for outfits in range(min(bucket.worn.outfits, size or BATCHES[-1]), 1, -1):
             try:
-                return self._planned_for(bucket, size, outfits)
+                return self._planned_for(machine, bucket, size, outfits)
             except SettingError:  # fewer may fit
                 continue
-        return self._planned_for(bucket, size, 1)
+        return self._planned_for(machine, bucket, size, 1)
 
-    def _planned_for(self, bucket: Bucket, micro_batch: int | None, outfits: int) -> Plan:
-        assert self.machine is not None
+    def _planned_for(
+        self, machine: Machine, bucket: Bucket, micro_batch: int | None, outfits: int
+    ) -> Plan:
         assert self.weights is not None
         assert self.sizes is not None
         work = self._work(replace(bucket, worn=replace(bucket.worn, outfits=outfits)))
         return plan(
-            self.machine,
+            machine,
             self.weights,
             work,
             self.sizes,

@@ -145,7 +145,8 @@ class Watch:
     """Told what is about to be computed, and asked whether to go on. This one only lets work."""
 
     def at(self, stage: str, rows: Sequence[int]) -> None:
-        """These requests (by number) are next, in this stage."""
+        """These requests (by number) are next, in this stage; none, if no request is to blame for
+        what happens in it."""
 
     def leaving(self) -> bool:
         """Asked before each micro-batch: whether to leave it, and all that follow, undone."""

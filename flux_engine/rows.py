@@ -1,6 +1,7 @@
 """The rows of one call: what each asks for, wears and is told, and what has become of it so far."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 from flux_engine.adapters.lora import Outfit
 from flux_engine.batching import Bucket, mixed_batches
 from flux_engine.encode import Text, TextKey
+from flux_engine.latents import start_noise
 from flux_engine.request import GenerationRequest, Trace
+from flux_engine.sampling.denoise import Conditions
 from flux_engine.sampling.tiling import Tiling
 
 
@@ -32,6 +35,8 @@ class Denoised:
 
 
 Latents = dict[int, Denoised]  # by number
+# lets layers add what each row of a micro-batch wears; rows come so many times over
+Beside = Callable[[Sequence[Outfit], int], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,35 @@ class Prepared:
         """Of the prompt, and with guidance of the negative one."""
         texts = self.texts[self.outfits[i].text_key]
         return [texts[key] for key in prompts_of(self.requests[i])]
+
+    def starts(self, members: Sequence[int], shape: tuple[int, int, int], sigma: Tensor) -> Tensor:
+        """(B, Z, H/8, W/8): each row's noise, or its picture with as much noise as `sigma` says."""
+        out = []
+        for i in members:
+            noise = start_noise(self.requests[i].seed, shape, self.requests[i].rand_device)
+            if (given := self.pictures.get(i)) is not None:
+                noise = (1 - sigma) * given.values + sigma * noise
+            out.append(noise)
+        return torch.stack(out)
+
+    def conditions(
+        self, members: Sequence[int], beside: Beside, device: torch.device, dtype: torch.dtype
+    ) -> Conditions:
+        """Prompts first, then, in a guided bucket, the negative prompts."""
+        requests = [self.requests[i] for i in members]
+        sides = zip(*(self.texts_of(i) for i in members), strict=True)
+        told = [text for side in sides for text in side]
+        guided = requests[0].guided
+        guidance = torch.tensor([r.embedded_guidance for r in requests] * (1 + guided))
+        cfg = torch.tensor([r.cfg_scale for r in requests]).to(device) if guided else None
+        outfits = [self.outfits[i] for i in members]
+        return Conditions(
+            text_GTW=torch.stack([t.states_TW for t in told]).to(device, dtype),
+            pooled_GP=torch.stack([t.pooled_P for t in told]).to(device, dtype),
+            guidance_G=guidance.to(device),
+            cfg_B=cfg,
+            beside=lambda: beside(outfits, 1 + guided),
+        )
 
     def halved(self, i: int, decoded: Coded | None) -> str:
         """The stages that took fewer than the chosen number at once, and how many."""
@@ -92,9 +126,12 @@ def by_picture(
     out: dict[tuple[int, int, Tiling | None], list[int]] = {}
     for i in members:
         r = requests[i]
-        tiling = Tiling(r.tile_size, r.tile_stride) if r.tiled else None
-        out.setdefault((r.height, r.width, tiling), []).append(i)
+        out.setdefault((r.height, r.width, tiling_of(r)), []).append(i)
     return out
+
+
+def tiling_of(request: GenerationRequest) -> Tiling | None:
+    return Tiling(request.tile_size, request.tile_stride) if request.tiled else None
 
 
 def prompts_of(request: GenerationRequest) -> tuple[TextKey, ...]:

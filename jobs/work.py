@@ -64,7 +64,7 @@ def resolved(job: J) -> J:
 def standing(job: Job, manifest: Manifest, shards: list[Shard]) -> str:
     """What of these shards is in the output; OutputError if a run would be refused there."""
     output = Output(job.output, job.format)
-    output.check(job.recipe(), manifest.files)
+    output.check(job.recipe, manifest.files)
     finished = output.finished()
     there = sum(shard.name in finished for shard in shards)
     return f"{there} of {len(shards)} shards are finished in {job.output}"

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,18 @@ def test_no_code_reads_or_writes_pickles() -> None:
 @pytest.mark.parametrize("recipe", sorted((ROOT / "jobs" / "recipes").glob("*.yaml")), ids=str)
 def test_every_recipe_is_a_job(recipe: Path) -> None:
     load_job(recipe, [])
+
+
+def test_tests_that_need_a_gpu_are_collected_where_the_batch_layers_libraries_are_not() -> None:
+    absent = ("ray", "pydantic", "typer", "modelscope", "diffusers", "accelerate", "boto3")
+    code = (
+        "import sys, pytest; "
+        f"sys.modules.update(dict.fromkeys({absent})); "
+        "sys.exit(pytest.main(['--collect-only', '-qq', '-m', 'gpu', '-p', 'no:timeout', "
+        "'-p', 'no:cacheprovider']))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert "tests/flux_engine/vram/test_residency.py" in made.stdout

@@ -49,11 +49,11 @@ def survey(job: IngestJob) -> Survey:
     if isinstance(layout, ParquetSource):
         manifest = Manifest(layout.path)
         job = found_in_parquet(job, layout, manifest)
-        output.check(job.recipe(), manifest.files)
+        output.check(job.recipe, manifest.files)
         return Survey(job, manifest.rows, manifest.rows)
     lister = lister_of(layout)
     job = job.model_copy(update={"found": lister.found})
-    output.check_recipe(job.recipe())
+    output.check_recipe(job.recipe)
     fresh = lists_of(output.storage).missing(lister)
     return Survey(job, len(lister.entries()), len(fresh))
 

@@ -37,6 +37,7 @@ class ModelParts:
         groups, names = self._groups()
         self.files: dict[Role, tuple[Path, ...]] = {}
         self.named: dict[Role, str] = {}  # as the job calls a part
+        self._fingerprints: dict[Role, dict[str, str]] = {}
         for group, name in zip(groups, names, strict=True):
             (role,) = on_paper([group], axes=job.axes_dim)
             if role in self.files:
@@ -84,15 +85,25 @@ class ModelParts:
             )
         return self.files[role]
 
-    @cached_property
+    @property
     def fingerprints(self) -> dict[str, dict[str, str]]:
         """Of the files of each part that is there."""
-        return {str(role): fingerprint(files) for role, files in self.files.items()}
+        return {str(role): self.fingerprint_of(role) for role in self.files}
+
+    def fingerprint_of(self, role: Role) -> dict[str, str]:
+        """Of one part's files; empty if there are none. Others are not read for it."""
+        if role not in self._fingerprints:
+            self._fingerprints[role] = fingerprint(self.files.get(role, ()))
+        return self._fingerprints[role]
 
     def encoders(self) -> dict[str, Any]:
         """Whose texts are, in the words of a dataset's identity; JobError without text encoders,
         SourceError without their tokenizers."""
-        told = {**self.tokenizer_fingerprints, **self.fingerprints}
+        told = {
+            "clip": self.fingerprint_of("clip"),
+            "t5": self.fingerprint_of("t5"),
+            **self.tokenizer_fingerprints,
+        }
         return {**{name: told.get(name, {}) for name in READERS}, "dtype": self.job.torch_dtype}
 
     @cached_property
@@ -174,10 +185,9 @@ class ModelParts:
             ("t5", encoded["text"]["t5"]),
         )
         for role, theirs in made:
-            ours = self.fingerprints.get(role)
-            if ours is None or not theirs:
+            if role not in self.files or not theirs:
                 unchecked.append(role)
-            elif sorted(ours.values()) != sorted(theirs.values()):
+            elif sorted((ours := self.fingerprint_of(role)).values()) != sorted(theirs.values()):
                 raise JobError(
                     f"{address}: was made with other files of {ROLES[role]} "
                     f"({named(theirs)}) than the job has ({named(ours)})"

@@ -6,6 +6,7 @@ from batch.errors import JobError
 from batch.training.curriculum import Curriculum
 from flux_engine.defaults import DEFAULTS, folder_defaults, model_folder
 from flux_engine.weights.fingerprint import fingerprint
+from flux_engine.weights.lora.alphas import config_of
 from flux_engine.weights.source import ModelSource, fetch
 from schemas.learning import changed
 from schemas.sampling import ModelDefaults, Sampling, resolve
@@ -41,7 +42,8 @@ def recipe_of(job: TrainJob, curriculum: Curriculum) -> dict[str, Any]:
         del told[name]  # they count by content, if they do
     for name in ("lora_checkpoint", "preset_lora_path"):
         if told[name] is not None:
-            told[name] = fingerprint(fetch(ModelSource(told[name])))
+            files = fetch(ModelSource(told[name]))
+            told[name] = fingerprint([*files, *filter(None, map(config_of, files))])
     length = job.sampling.t5_sequence_length if curriculum.pictures else None
     return told | {"t5_sequence_length": length} | weights_of(curriculum)
 
@@ -50,10 +52,13 @@ def weights_of(curriculum: Curriculum) -> dict[str, list[str]]:
     """Digests of the model's files that decide what is learned: the transformer's, the
     autoencoder's if it encodes rows, the text encoders' and tokenizers' if they do."""
     parts = curriculum.parts
-    out = {"weights": parts.fingerprints["dit"]}
+    out = {"weights": parts.fingerprint_of("dit")}
     if curriculum.pictures:
-        out["weights.vae"] = parts.fingerprints["vae"]
+        out["weights.vae"] = parts.fingerprint_of("vae")
     if curriculum.captions:
-        out |= {f"weights.{role}": parts.fingerprints[role] for role in ("clip", "t5")}
+        out |= {
+            "weights.clip": parts.fingerprint_of("clip"),
+            "weights.t5": parts.fingerprint_of("t5"),
+        }
         out |= {f"weights.{name}": files for name, files in parts.tokenizer_fingerprints.items()}
     return {name: sorted(files.values()) for name, files in out.items()}

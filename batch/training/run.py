@@ -42,7 +42,7 @@ class TrainReport:
 def standing(job: TrainJob, curriculum: Curriculum) -> str:
     """What of the run is in the output; OutputError if it would be refused there."""
     output = Output(job.output_path, "parquet")
-    output.check(recipe_of(job, curriculum), ())
+    output.check(lambda: recipe_of(job, curriculum), ())
     if finished_at(output.storage) >= curriculum.stream.steps:
         unlike(output.storage, job)
     done = max(finished_at(output.storage), Checkpoints(output.storage).last())

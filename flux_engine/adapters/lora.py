@@ -36,6 +36,7 @@ from flux_engine.weights.lora.shelf import SHELF_BYTES, Shelf
 Factors = dict[str, tuple[Tensor, Tensor]]  # of each layer: down (R, C), up (O, R); or with K
 MAKERS = re.compile(r"^(time|vector|guidance)_in\.|_mod\.lin$|\.modulation\.lin$|\.adaLN_")
 ENCODERS: tuple[Role, ...] = ("clip", "t5")
+PARTLY = "partly"  # in force: what is to be restored before anything else
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,7 +275,9 @@ class Loras:
                 residency.restore(role)
             self._in_force[role] = ""
             if tensors:
-                residency.override(role, {name: make() for name, make in tensors.items()})
+                self._in_force[role] = PARTLY
+                for names in residency.by_unit(role, tensors):  # not all of them at once
+                    residency.override(role, {name: tensors[name]() for name in names})
             self._in_force[role] = key
 
     def _changed(

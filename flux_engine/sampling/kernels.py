@@ -53,7 +53,7 @@ def fastest_attention(
     took = {}
     for name in ("flash", "cudnn", "efficient"):
         try:
-            with attention(name):
+            with attention(name), torch.cuda.device(device):  # whose stream is timed
                 took[name] = _seconds(q)
         except RuntimeError:  # not for this card, type or shape
             continue

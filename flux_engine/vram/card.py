@@ -116,7 +116,7 @@ class CudaCard(Counted):
         self._copying = False
         self._locked: list[Tensor] = []
         # memory that is freed while it is locked would be taken for locked ever after
-        weakref.finalize(self, _unlock, self._locked).atexit = False
+        weakref.finalize(self, _unlock, self._locked, device).atexit = False
 
     @torch.inference_mode(mode=False)
     def room(self, nbytes: int) -> Tensor:
@@ -190,8 +190,8 @@ def _runtime() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
-def _unlock(locked: list[Tensor]) -> None:
-    torch.cuda.synchronize()
+def _unlock(locked: list[Tensor], device: torch.device) -> None:
+    torch.cuda.synchronize(device)
     for flat in locked:
         _runtime().cudaHostUnregister(flat.data_ptr())
     locked.clear()

@@ -30,6 +30,11 @@ ROWS, WIDTH, WIDE, HEADS, HEAD = 4608, 3072, 12288, 24, 128  # of FLUX.1 at 1024
 
 def measured(card: CudaCard, dtype: torch.dtype, memory: int) -> Machine:
     """The card here: a tenth of a second's copies, products and attention at FLUX.1's widths."""
+    with torch.cuda.device(card.device):  # whose streams are timed
+        return _measured(card, dtype, memory)
+
+
+def _measured(card: CudaCard, dtype: torch.dtype, memory: int) -> Machine:
     device = card.device
     source = torch.zeros(LINK_BYTES, dtype=torch.uint8, pin_memory=True)
     target = card.room(LINK_BYTES)

@@ -112,6 +112,13 @@ class Residency(Weights):
                     seat.bring(self.card)
         yield
 
+    def keep_within(self, limit: float, stage: Stage) -> None:
+        """The phase that goes on becomes this one, and no more than `limit` is used from now on."""
+        self.limit = limit
+        self.quiet()
+        with self.phase(stage):
+            pass
+
     def _wanted(self, stage: Stage) -> list[Seat]:
         """Units that a stage has resident, those that are needed at once first."""
         seats = [seat for name in stage.models for seat in self._seats[name]]

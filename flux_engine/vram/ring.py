@@ -71,8 +71,9 @@ class Ring:
 
     def _order(self) -> None:
         load, slot = self._pair(self.ordered)
+        source = load.source  # asked for once: it may be made for the asking
         self.coming[self.ordered] = self.card.copy(
-            load.name, slot.flat[: len(load.source)], load.source, slot.free
+            load.name, slot.flat[: len(source)], source, slot.free
         )
         self.ordered += 1
 

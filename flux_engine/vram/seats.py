@@ -17,7 +17,7 @@ class Exact:
         self.tensors, self.layout = dict(tensors), Layout.of(tensors)
 
     def flat(self) -> Tensor:
-        flat = torch.zeros(self.layout.nbytes, dtype=torch.uint8)
+        flat = torch.empty(self.layout.nbytes, dtype=torch.uint8)
         for key, view in self.layout.views(flat).items():
             view.copy_(self.tensors[key])
         return flat

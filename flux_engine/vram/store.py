@@ -151,11 +151,22 @@ def on_disk(
         with FileLock(f"{place}.lock"):
             if not _complete(place, index):
                 _build(place, index, units, layouts, ready)
-    pages = torch.from_file(str(place), shared=writable, size=ends[-1], dtype=torch.uint8)
+    pages = _mapped(place, ends[-1], writable=writable)
     return {
         unit.name: Image(unit.name, layout, pages[start : start + layout.nbytes])
         for unit, layout, start in zip(units, layouts, [0, *ends], strict=False)
     }
+
+
+def _mapped(place: Path, nbytes: int, *, writable: bool) -> Tensor:
+    """The file's pages; where they are not ours to write to, as a mapping whose changes are."""
+    try:
+        return torch.from_file(str(place), shared=writable, size=nbytes, dtype=torch.uint8)
+    except RuntimeError:  # torch's, whatever the system said
+        if not writable:
+            raise
+    logger.warning("weight images cannot be written to", extra={"file": str(place)})
+    return _mapped(place, nbytes, writable=False)
 
 
 def _complete(place: Path, index: dict[str, Any]) -> bool:
@@ -185,6 +196,8 @@ def _build(
                 file.seek(told["at"])
                 file.write(flat.numpy().data)
             file.truncate(index["nbytes"])
+            file.flush()
+            os.fsync(file.fileno())  # the index says that all is on the disk
         part.replace(place)
     finally:
         part.unlink(missing_ok=True)  # a full disk is not left full

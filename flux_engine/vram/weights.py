@@ -1,6 +1,6 @@
 """Models' weights at home: as they are stored, what takes their place, and eight bits undone."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -60,7 +60,8 @@ class Weights:
         """Host tensors, by parameter name, that take the stored ones' place until `restore`.
 
         Of a layer that keeps eight bits they are the wide weights. The stored ones are not
-        changed. SettingError for names, shapes or types that differ.
+        changed. With a card a copy is kept, and not what was given. SettingError for names, shapes
+        or types that differ.
         """
         known = self._known(model)
         faults = [
@@ -72,6 +73,14 @@ class Weights:
             raise SettingError(f"{model} has no such weights: {', '.join(sorted(faults))}")
         self._instead[model].update(tensors)
         self._renew(model, tensors)
+
+    def by_unit(self, model: str, names: Iterable[str]) -> list[list[str]]:
+        """Parameters in groups whose copies are made together."""
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            unit = "" if self.card is None else self._seat_of(model, name).name
+            groups.setdefault(unit, []).append(name)
+        return list(groups.values())
 
     def restore(self, model: str) -> None:
         """The stored weights again, bit for bit."""
@@ -108,12 +117,13 @@ class Weights:
         return known
 
     def _in_force(self, model: str, key: str) -> Tensor:
-        return self._kept(model).get(key, self._at_home(model, key))
+        return self._kept(model, [key]).get(key, self._at_home(model, key))
 
-    def _kept(self, model: str) -> dict[str, Tensor]:
-        """Overrides as they are stored."""
+    def _kept(self, model: str, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Those of these parameters that are overridden, as they are stored."""
         out: dict[str, Tensor] = {}
-        for key, tensor in self._instead[model].items():
+        instead = self._instead[model]
+        for key, tensor in ((key, instead[key]) for key in keys if key in instead):
             if self._layer(model, key) is None:
                 out[key] = tensor
             else:
@@ -124,16 +134,22 @@ class Weights:
         return next(seat for seat in self._seats[model] if key in seat.unit.tensors)
 
     def _renew(self, model: str, keys: Mapping[str, Tensor]) -> None:
-        kept = self._kept(model)
         if self.card is None:
+            kept = self._kept(model, keys)
             tensors = named_tensors(self.models[model])
             for key in (k for name in keys for k in (name, f"{name}_scale") if k in tensors):
                 tensors[key].data = kept.get(key, self._plain[model][key])
             return
         self.quiet()
         for seat in {self._seat_of(model, key) for key in keys}:
-            changed = {key: kept[key] for key in seat.unit.tensors if key in kept}
-            seat.change(changed or None, self.card)
+            seat.change(self._kept(model, seat.unit.tensors) or None, self.card)
+            if seat.changed is not None:  # which has a copy: what was given need not be kept
+                views = seat.changed.layout.views(seat.changed.flat)
+                self._instead[model] |= {
+                    key: view
+                    for key, view in views.items()
+                    if key in self._instead[model] and self._layer(model, key) is None
+                }
 
     @contextmanager
     def exactly(

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,7 @@ from flux_engine.errors import CheckpointError
 from flux_engine.models.dit import FluxTransformer
 from flux_engine.models.text import output_width
 from flux_engine.models.vae import AutoEncoder
-from flux_engine.weights.fingerprint import fingerprint
+from flux_engine.weights.fingerprint import digests, named
 from flux_engine.weights.keymaps.layouts import blueprint, prefix_of
 from flux_engine.weights.keymaps.recipe import Blueprint, Role
 from flux_engine.weights.reader import place, read_shapes, read_tensors
@@ -30,15 +31,31 @@ ROLES: Mapping[Role, str] = {
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """What the files held; `fingerprint` says which files they were (see `fingerprint.py`)."""
+    """What the files held, and which files they were."""
 
     dit: FluxTransformer | None = None
     vae: AutoEncoder | None = None
     clip: nn.Module | None = None
     t5: nn.Module | None = None
-    fingerprint: dict[str, str] = field(default_factory=dict)
-    fingerprints: dict[Role, dict[str, str]] = field(default_factory=dict)  # by model
+    files: Mapping[Role, Sequence[Path]] = field(default_factory=dict)
     groups: Mapping[Role, int] = field(default_factory=dict)  # which of the groups each was in
+
+    @cached_property
+    def _digests(self) -> dict[Path, str]:
+        return digests(file for files in self.files.values() for file in files)
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Of all files, by name (see `fingerprint.py`); they are read whole for it."""
+        return named(self._digests)
+
+    @property
+    def fingerprints(self) -> dict[Role, dict[str, str]]:
+        """The same by model."""
+        return {
+            role: named({file: self._digests[file] for file in files})
+            for role, files in self.files.items()
+        }
 
 
 def load_models(
@@ -63,8 +80,7 @@ def load_models(
         vae=cast("AutoEncoder | None", models.get("vae")),
         clip=models.get("clip"),
         t5=models.get("t5"),
-        fingerprint=fingerprint(file for files in groups for file in files),
-        fingerprints={role: fingerprint(files) for role, (files, _) in plans.items()},
+        files={role: files for role, (files, _) in plans.items()},
         groups={role: list(groups).index(files) for role, (files, _) in plans.items()},
     )
 

@@ -34,6 +34,7 @@ DATA_VARIABLE = "FLUXMILL_DATASETS"
 OURS = ".fluxmill"
 POLL = 0.1  # seconds between two looks at the lock
 SHOWN = 40  # files of a listing in a message
+CONFIGS = ("config.json", "adapter_config.json")  # say what a folder's weights are
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,10 @@ def _brought(
         files = {path: one for path, one in remote.items() if matches(path, pattern)}
         if not files:
             raise SourceError(f"{what}: nothing matches on {hub}; there is {_some(sorted(remote))}")
+        folders = sorted({PurePosixPath(file).parent for file in files})
         beside = {
             path: remote[path]
-            for path in sorted({str(PurePosixPath(file).parent / "config.json") for file in files})
+            for path in (str(folder / name) for folder in folders for name in CONFIGS)
             if kind == "model" and path in remote and path not in files
         }
         record = Record(model_id, pattern, hub, _sizes(files), _sizes(beside), complete=False)

@@ -15,6 +15,7 @@ from batch import actor
 from batch.actor import ShardWorker
 from batch.encoders import Encoders
 from batch.errors import MachineFault, OutputError
+from batch.manifest import Row
 from batch.output import Output
 from batch.parts import Parts
 from batch.report import ShardReport
@@ -262,3 +263,19 @@ def test_encoding_that_is_slower_than_the_card_does_not_hold_it_up(
     monkeypatch.setattr(worker.watch, "idle", lambda _: painted.set())
     assert worker(shard).done == len(prompts)
     assert column(tmp_path / "out", "key") == [f"k{i}" for i in range(len(prompts))]
+
+
+def test_what_no_row_is_to_blame_for_is_no_slow_micro_batch(tmp_path: Path) -> None:
+    watchman = actor.Watchman(None)
+    wish = Wish(0, Row(7, "k7", {}, None, None), 0)
+    watchman.at("denoise", "shard", [wish])
+    watchman.at("deviation", "shard", [])
+    time.sleep(0.05)
+    pulse = watchman.pulse()
+    assert (pulse.stage, pulse.rows) == ("deviation", 0)
+    assert pulse.seconds >= 0.05
+    watchman.at("decode", "shard", [wish])
+    assert watchman.pulse().slowest < 0.05
+    time.sleep(0.05)
+    watchman.idle(0.1)
+    assert watchman.pulse().slowest >= 0.05

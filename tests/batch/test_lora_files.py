@@ -72,3 +72,33 @@ def test_an_object_is_fetched_once_and_again_when_it_changed(
             files.of_row(LoraEntry(path="bee.safetensors"))
         with pytest.raises(LoraError, match="outside"):
             files.of_row(LoraEntry(path="s3://loras/other/owl.safetensors"))
+
+
+def test_pefts_configuration_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUXMILL_LORAS", str(tmp_path))
+    with serving() as server:
+        bucket = Bucket(server.uri("loras"))
+        for name in ("adapter_model.safetensors", "owl.safetensors"):
+            bucket.put(f"m/{name}", b"one")
+        files = LoraFiles((server.uri("loras/m"),))
+
+        def beside(name: str) -> bytes | None:
+            path = files.of_row(LoraEntry(path=name)).path
+            assert path is not None
+            config = Path(path).with_name("adapter_config.json")
+            return config.read_bytes() if config.is_file() else None
+
+        assert beside("adapter_model.safetensors") is None
+        for alpha in (b"{}", b'{"lora_alpha": 8}'):
+            bucket.put("m/adapter_config.json", alpha)
+            assert beside("adapter_model.safetensors") == alpha
+        assert beside("owl.safetensors") is None
+
+
+def test_a_link_is_worn_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"x")
+    link = tmp_path / "adapter_model.safetensors"
+    link.symlink_to("blob")
+    files = LoraFiles((str(tmp_path),))
+    for path in (link.name, str(link), f"file://{link}"):
+        assert files.of_row(LoraEntry(path=path)).path == str(link)

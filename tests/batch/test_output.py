@@ -49,18 +49,18 @@ def test_a_check_refuses_what_a_run_would_and_writes_nothing(
 ) -> None:
     path = write_manifest(tmp_path / "m" / "a.parquet", {"prompt": ["a"]})
     files = Manifest(str(path.parent)).files
-    output.check({"steps": 4}, files)
+    output.check(lambda: {"steps": 4}, files)
     assert not (tmp_path / "out").exists()
     output.claim({"steps": 4})
     output.enrol(files)
-    output.check({"steps": 4}, files)
+    output.check(lambda: {"steps": 4}, files)
     with pytest.raises(OutputError, match="steps was 4 and is 5"):
-        output.check({"steps": 5}, files)
+        output.check(lambda: {"steps": 5}, files)
     write_manifest(path, {"prompt": ["a", "b"]})
     with pytest.raises(OutputError, match=r"a\.parquet: changed since"):
-        output.check({"steps": 4}, Manifest(str(path.parent)).files)
+        output.check(lambda: {"steps": 4}, Manifest(str(path.parent)).files)
     with pytest.raises(OutputError, match="cannot be used"):
-        Output(str(path / "out"), "parquet").check({}, files)
+        Output(str(path / "out"), "parquet").check(dict, files)
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

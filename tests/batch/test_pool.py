@@ -2,6 +2,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from batch.pool import Pool
 from batch.run import checked_plan
 from batch.storage import Storage
 from batch.workers import Resources, Share
+from flux_engine.request import ONLOOKER, GenerationRequest, Outcome, Watch
 from schemas.jobs import GenerateJob
-from tests.batch.doubles import PainterFactory, PainterStage, column, job, write_manifest
+from tests.batch.doubles import Painter, PainterFactory, PainterStage, column, job, write_manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -216,3 +218,33 @@ def test_an_engine_that_never_loads_is_told_of_and_ends_the_run(
     with caplog.at_level("INFO"), pytest.raises(RunFailed, match="cannot load the engine, 5 times"):
         list(pool.run(checked_plan(asked)[1]))
     assert "workers wait for resources or load their engine" in caplog.messages
+
+
+class Measures(Painter):
+    """Takes longer than a row may, before it makes its first one, and says that no row does."""
+
+    def each(
+        self, requests: Sequence[GenerationRequest], *, watch: Watch = ONLOOKER
+    ) -> Iterator[tuple[int, Outcome]]:
+        watch.at("denoise", [0])
+        watch.at("deviation", [])
+        time.sleep(4)
+        yield from super().each(requests, watch=watch)
+
+
+class MeasuringStage(PainterStage):
+    def setup(self) -> None:
+        super().setup()
+        self.engine = Measures()
+
+
+class MeasuringFactory(Factory):
+    stage = MeasuringStage
+
+
+def test_rows_do_not_answer_for_what_their_worker_measures(tmp_path: Path) -> None:
+    asked = ready(tmp_path, ["fox", "owl"])
+    make = MeasuringFactory(asked, ())
+    pool = Pool(make, workers(1), retries=0, stop=lambda: False, row_timeout=1.5)
+    reports = [r for r in pool.run(checked_plan(asked)[1]) if r is not None]
+    assert (sum(r.done for r in reports), pool.lost) == (2, 0)

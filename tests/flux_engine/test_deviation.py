@@ -1,9 +1,12 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from flux_engine import FluxEngine, load_engine
 from flux_engine.defaults import model_folder
 from flux_engine.deviation import Deviation
+from flux_engine.request import Watch
 from flux_engine.vram.placements import NARROW, Placements
 from flux_engine.weights.source import ModelSource
 from tests.flux_engine.asking import asked
@@ -75,3 +78,35 @@ def test_an_exact_engine_measures_nothing() -> None:
     engine = engine_of()
     assert {one.approximate for one in engine.generate(ROWS)} == {""}
     assert engine.deviation.measured == []
+
+
+def test_what_there_is_no_memory_to_compare_with_is_unmeasured(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = engine_of("step_cache")
+    calls = []
+
+    def full(*_: object) -> None:
+        if not engine.approximation:
+            calls.append(1)
+            raise torch.OutOfMemoryError("no room on the card")
+
+    engine.dit.single_blocks[0].register_forward_pre_hook(full)
+    made = engine.generate(ROWS)
+    assert {one.approximate for one in made} == {"step_cache"}
+    assert engine.deviation.measured == []
+    assert len(calls) == 1  # it is not tried again
+    assert "deviation not measured" in caplog.text
+
+
+def test_measuring_is_a_stage_that_no_row_is_to_blame_for() -> None:
+    told: list[tuple[str, list[int]]] = []
+
+    class Told(Watch):
+        def at(self, stage: str, rows: Sequence[int]) -> None:
+            told.append((stage, list(rows)))
+
+    dict(engine_of("step_cache").each(ROWS, watch=Told()))
+    assert [entry for entry in told if entry[0] in ("denoise", "deviation")] == [
+        ("denoise", [0, 1]), ("deviation", []), ("denoise", [2]),
+    ]  # fmt: skip

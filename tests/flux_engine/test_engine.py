@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flux_engine import FluxEngine, Generation, NumbersBroke, RequestError, load_engine
+from flux_engine import FluxEngine, Generation, NumbersBroke, RequestError, load_engine, planning
+from flux_engine.adapters.lora import BARE
 from flux_engine.encode import PictureCoder
 from flux_engine.request import Outcome, Watch
 from flux_engine.sampling.schedule import flux_shift
@@ -326,3 +327,27 @@ def test_pictures_are_encoded_by_size_and_come_with_their_moments(engine: FluxEn
     raw = engine.vae.moments(pictures[0][None])[1][0]
     spread = (0.5 * moments[0][16:]).exp()
     torch.testing.assert_close(spread, (0.5 * raw).exp() * 0.3611)
+
+
+def test_for_lack_of_memory_for_one_row_fewer_weights_stay(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = {"text_batch": 1, "micro_batch": 1, "decode_batch": 1}
+    engine = load_engine(device="cpu", torch_dtype=torch.float32, **small)  # type: ignore[arg-type]
+    rows = [asked(seed=i) for i in range(3)]
+    expected = engine.generate(rows)
+    held(engine)
+    (bucket,) = engine.buckets({0: rows[0]}, {0: BARE})
+    enough = max(engine.planning.plan(bucket).bytes.values())
+    held(engine, machine=replace(ROOMY, memory=enough))
+    monkeypatch.setattr(planning, "LESS", (0.97,))  # most of it is no weights here
+
+    def full(*_: object) -> None:
+        if not engine.residency.streams("dit", "block"):
+            raise torch.OutOfMemoryError("no room on the card")
+
+    engine.dit.single_blocks[0].register_forward_pre_hook(full)
+    made = engine.generate(rows)
+    assert all(same(one, other) for one, other in zip(made, expected, strict=True))
+    assert "fewer weights stay on the card" in caplog.text
+    assert engine.residency.streams("dit", "block")

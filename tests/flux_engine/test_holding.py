@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from flux_engine import SettingError, load_engine
-from flux_engine.holding import has_blocks, images_of, open_bits, settle_bits
+from flux_engine import SettingError, holding, load_engine
+from flux_engine.holding import has_blocks, hold_on_card, images_of, open_bits, settle_bits
 from flux_engine.models.fp8 import narrow_in
 from flux_engine.vram import store
+from flux_engine.vram.card import HostCard
+from flux_engine.vram.estimates import GIB, Machine
 from flux_engine.vram.units import units_of
+from tests.flux_engine.held import ROOMY
 from tests.flux_engine.vram.streaming import narrow_dit, small_dit
 
 
@@ -56,6 +59,45 @@ def test_images_are_narrowed_once_for_a_host(
     for unit in units_of(expected.dit):
         assert torch.equal(first[unit.name].flat, again[unit.name].flat)
     assert sum(i.nbytes for i in first.values()) < sum(i.nbytes for i in wide.values())
+
+
+def test_images_are_of_the_models_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(store.STORE_VARIABLE, str(tmp_path))
+    engine = load_engine(device="cpu", torch_dtype=torch.float32)
+    images_of(engine, "dit")
+    others = {"vae": {"other.safetensors": "0" * 64}}
+    engine.fingerprints |= others  # another autoencoder beside it
+    engine.fingerprint |= others["vae"]
+    images_of(engine, "dit")
+    assert len(list(tmp_path.glob("*/dit.images"))) == 1
+    engine.fingerprints["dit"] = {"other.safetensors": "1" * 64}
+    images_of(engine, "dit")
+    assert len(list(tmp_path.glob("*/dit.images"))) == 2
+
+
+def test_what_is_free_is_asked_when_libraries_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(store.STORE_VARIABLE, str(tmp_path))
+    engine = load_engine(device="cpu", torch_dtype=torch.float32)
+    free = [10 * GIB]
+
+    def measured(*_: object) -> Machine:
+        free[0] -= GIB  # cuBLAS and others
+        return ROOMY
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[0], 16 * GIB))
+    monkeypatch.setattr(holding, "CudaCard", lambda _: HostCard())
+    monkeypatch.setattr(holding, "check_products", lambda _: None)
+    monkeypatch.setattr(holding, "measured", measured)
+    hold_on_card(engine, None, {})
+    assert engine.planning.machine is not None
+    assert engine.planning.machine.memory == 9 * GIB - holding.MARGIN
+    assert engine.residency.limit == 9 * GIB - holding.MARGIN
+    for asked, expected in ((4.0, 4), (-4.0, 12), (100.0, 16)):
+        assert holding.memory_limit(engine.device, asked) == expected * GIB
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(

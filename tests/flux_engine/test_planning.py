@@ -132,3 +132,22 @@ def test_the_text_batch_is_chosen_once_for_an_output() -> None:
     assert plans.text_batch(512) == 3
     assert plans.text(512).working < planning(139).text(512).working
     assert planning(139, Batching(text=5)).text_batch(512) == 5
+
+
+def test_where_memory_ran_out_fewer_weights_stay_and_nothing_else_changes() -> None:
+    plans = planning(24)
+    size, before = plans.micro_batch(bucket()), plans.denoise(bucket())
+    kept = [before.resident["dit"]]
+    while plans.shrink(bucket()):
+        assert plans.micro_batch(bucket()) == size
+        kept.append(plans.denoise(bucket()).resident["dit"])
+    assert len(kept) > 2
+    assert [len(some) for some in kept] == sorted(map(len, kept), reverse=True)
+    assert len(kept[-1]) == 0
+    limit = plans.limit(bucket())
+    assert not plans.shrink(bucket())  # and stays as it was
+    assert plans.limit(bucket()) == limit
+    assert plans.denoise(bucket(512)) == planning(24).denoise(bucket(512))
+    assert plans.text(512) == planning(24).text(512)
+    assert plans.denoise(bucket()).resident["dit"] == kept[-1]
+    assert not Planning(Batching(), cell=16).shrink(bucket())

@@ -110,10 +110,11 @@ def test_a_layout_that_diffusers_loads_makes_its_picture(
 def test_what_we_write_diffusers_loads_and_draws(
     layout: str, engine: FluxEngine, theirs: DiffusersOracle, tmp_path: Path
 ) -> None:
-    lora = read_lora(LAYOUTS[layout](CASE.spec.flux).save(tmp_path), Sizes(CASE.spec.flux))
+    source = LAYOUTS[layout](CASE.spec.flux).save(tmp_path)
+    lora = read_lora(source, Sizes(CASE.spec.flux))
     (file,) = write_lora(lora, tmp_path / "ours.safetensors").files
     latents, _ = theirs.generate(CASE.requests[0], [(file, 1.0)])
-    (made,) = engine.generate([asked(tmp_path / "lora.safetensors")])
+    (made,) = engine.generate([asked(source)])
     assert_latents_agree(made.latents[None], latents[None])
 
 

@@ -1,6 +1,7 @@
 """α where a file has no tensor for it: PEFT's configuration, in the metadata or beside the file."""
 
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -10,9 +11,13 @@ from typing import Any
 
 from flux_engine.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
+
 # what stands before the names of the model that an adapter was made for
 WRAPPED = re.compile(r"(base_model\.model\.)?(transformer\.|text_encoder(_2)?\.)?")
 IN_METADATA, BESIDE = "lora_adapter_metadata", "adapter_config.json"
+PEFT_STEM = "adapter_model"  # of the files that PEFT's configuration stands beside
+LARGEST = 2**20  # bytes of a configuration
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,19 @@ class Configured:
         return self.adapters.get(prefix, Alphas())
 
 
+def is_pefts(name: str) -> bool:
+    """Whether a file of this name is one that PEFT wrote."""
+    return name.partition(".")[0] == PEFT_STEM
+
+
+def config_of(file: Path) -> Path | None:
+    """`adapter_config.json` beside a file that PEFT wrote; beside another it is somebody else's."""
+    beside = file.parent / BESIDE
+    return beside if is_pefts(file.name) and beside.is_file() else None
+
+
 def configured(file: Path, metadata: Mapping[str, str]) -> Configured:
-    """From the file's metadata, else from `adapter_config.json` beside it, else nothing."""
+    """From the file's metadata, else from PEFT's configuration beside it, else nothing."""
     if IN_METADATA in metadata:
         where = f"{file}: metadata {IN_METADATA}"
         values = parsed(metadata[IN_METADATA], where)
@@ -76,10 +92,16 @@ def configured(file: Path, metadata: Mapping[str, str]) -> Configured:
                 for prefix in prefixes
             }
         )
-    beside = file.parent / BESIDE
-    if beside.is_file():
+    if beside := config_of(file):
+        if beside.stat().st_size > LARGEST:
+            raise CheckpointError(str(beside), reason=f"has more than {LARGEST} bytes")
         text = beside.read_text(encoding="utf-8")
         return Configured({"": alphas(parsed(text, str(beside)), str(beside))})
+    if (file.parent / BESIDE).is_file():
+        logger.warning(
+            "adapter_config.json beside a LoRA that PEFT did not name is not taken for its own",
+            extra={"lora": str(file), "named": f"{PEFT_STEM}.safetensors"},
+        )
     return Configured({})
 
 

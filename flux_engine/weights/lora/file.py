@@ -74,7 +74,7 @@ def needed(base: Tensor | None) -> Tensor:
 class Lora:
     """All parts of one file, in a fixed order, for models of these sizes.
 
-    `digest` is the SHA-256 of the file's content.
+    `digest` is the SHA-256 of the file's content; where α is told beside it, it is of both.
     """
 
     where: str

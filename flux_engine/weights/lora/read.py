@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from flux_engine.errors import CheckpointError, SourceError
-from flux_engine.weights.lora.alphas import Configured, configured
+from flux_engine.weights.fingerprint import digest
+from flux_engine.weights.lora.alphas import IN_METADATA, Configured, config_of, configured
 from flux_engine.weights.lora.changes import (
     Change,
     Difference,
@@ -47,9 +48,16 @@ def read_lora(file: Path, sizes: Sizes | None = None) -> Lora:
     tensors = read_tensors([file], None)
     metadata = read_metadata(file)
     parts, sizes = parts_of(tensors, str(file), configured(file, metadata), sizes)
-    with file.open("rb") as raw:
-        digest = hashlib.file_digest(raw, "sha256").hexdigest()
-    return Lora(str(file), parts, sizes, digest, metadata)
+    return Lora(str(file), parts, sizes, digest_of(file, metadata), metadata)
+
+
+def digest_of(file: Path, metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the file's content; where its α is told beside it, of both files' SHA-256."""
+    own = digest(file)
+    config = None if IN_METADATA in metadata else config_of(file)
+    if config is None:
+        return own
+    return hashlib.sha256(f"{own}\n{digest(config)}".encode()).hexdigest()
 
 
 def parts_of(

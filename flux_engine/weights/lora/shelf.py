@@ -5,6 +5,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from flux_engine.request import LoraUse
+from flux_engine.weights.lora.alphas import config_of
 from flux_engine.weights.lora.file import Lora
 from flux_engine.weights.lora.names import Sizes
 from flux_engine.weights.lora.read import lora_file, read_lora
@@ -15,7 +16,8 @@ logger = logging.getLogger(__name__)
 SHELF_BYTES = 4 * 2**30
 PATTERN = "*.safetensors"  # of a repository that is named without one
 
-Stamp = tuple[Path, int, int]  # a file as it stands: its bytes and the time of its last change
+# files as they stand (the LoRA's, PEFT's configuration): bytes, and the time of the last change
+Stamp = tuple[tuple[Path, int, int], ...]
 
 
 class Shelf:
@@ -43,10 +45,11 @@ class Shelf:
 
         SourceError or CheckpointError if it cannot be had or used.
         """
-        stamp = stamped(self.file(use))
+        file = self.file(use)
+        stamp = stamped(file)
         lora = self._kept.get(stamp)
         if lora is None:
-            lora = read_lora(stamp[0], self.sizes)
+            lora = read_lora(file, self.sizes)
             self.reads += 1
             logger.info(
                 "LoRA read",
@@ -61,5 +64,7 @@ class Shelf:
 
 
 def stamped(file: Path) -> Stamp:
-    told = file.stat()
-    return file.resolve(), told.st_size, told.st_mtime_ns
+    """A link is not its target: what stands beside it is looked for where it lies itself."""
+    config = config_of(file)
+    told = [(one, one.stat()) for one in ((file,) if config is None else (file, config))]
+    return tuple((one.resolve(), stat.st_size, stat.st_mtime_ns) for one, stat in told)

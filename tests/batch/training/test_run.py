@@ -12,6 +12,7 @@ from batch import nodes
 from batch.errors import JobError, OutputError
 from batch.training.look import checked
 from batch.training.run import Stop, standing, train, workers_of
+from flux_engine.weights import fingerprint
 from schemas.training import TrainJob
 from tests.batch.targets.made import Targets
 from tests.batch.training.lessons import lesson
@@ -26,11 +27,27 @@ def go(job: TrainJob, stop: Stop = lambda: False) -> tuple[int, int, int]:
     return report.step, report.steps, report.resumed
 
 
+def test_a_look_at_a_new_output_does_not_read_the_transformer_whole(
+    tmp_path: Path, targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = lesson(tmp_path / "out", targets("cache"))
+    read: list[Path] = []
+    digest = fingerprint.digest
+
+    def counted(file: Path) -> str:
+        read.append(file)
+        return digest(file)
+
+    monkeypatch.setattr(fingerprint, "digest", counted)
+    assert standing(job, checked(job)).startswith("0 of 6 steps are done")
+    weights = {file.name for file in read if file.suffix == ".safetensors"}
+    assert weights == {"ae.safetensors", "model.safetensors"}
+
+
 def test_a_run_goes_on_and_a_finished_one_is_not_made_again(
     tmp_path: Path, targets: Targets
 ) -> None:
     job = lesson(tmp_path / "out", targets("cache"))
-    assert standing(job, checked(job)).startswith("0 of 6 steps are done")
     answers = iter([False, False, True])
     assert go(job, lambda: next(answers)) == (3, 6, 0)
     assert standing(job, checked(job)).startswith("3 of 6 steps are done")

@@ -1,19 +1,35 @@
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from flux_engine import FluxEngine, Generation, RequestError, SettingError, load_engine
 from flux_engine.batching import Bucket
+from flux_engine.defaults import model_folder
 from flux_engine.engine import Outcome
 from flux_engine.request import GenerationRequest, LoraUse
+from flux_engine.sampling.kernels import compile_blocks
+from flux_engine.vram.placements import NARROW, Placements
 from flux_engine.vram.planner import Stage
 from flux_engine.weights.lora.shelf import Shelf
+from flux_engine.weights.source import ModelSource
 from tests.conftest import ShapesEngine
 from tests.flux_engine.adapters.wearing import dense_file, encoder_file, file_of, use
 from tests.flux_engine.asking import asked
 from tests.flux_engine.crowded import Watched
+from tests.flux_engine.held import held
+
+BATCHES = {"text_batch": 2, "micro_batch": 2, "decode_batch": 2}
+FILES = (
+    "flux1-shapes.safetensors",
+    "text_encoder/model.safetensors",
+    "text_encoder_2/model.safetensors",
+    "ae.safetensors",
+)
 
 
 @pytest.fixture
@@ -250,3 +266,71 @@ def test_a_row_whose_loras_leave_no_room_is_an_answer(
     assert str(outcomes[1]) == "no room for LoRAs"
     assert isinstance(outcomes[0], Generation)
     assert isinstance(outcomes[2], Generation)
+
+
+def test_a_merge_that_is_cut_short_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(engine := load_engine(device="cpu", torch_dtype=torch.float32, **BATCHES))  # type: ignore[arg-type]
+    worn = wearing(use(file_of(tmp_path, engine), merged=True))
+    (bare,), (expected,) = pixels(engine, asked()), pixels(engine, worn)
+    pixels(engine, asked())  # takes it off
+    override, calls = engine.residency.override, list[int]()
+
+    def cut(model: Literal["dit"], tensors: Mapping[str, Tensor]) -> None:
+        calls.append(len(tensors))
+        if len(calls) == 3:
+            raise MemoryError
+        override(model, tensors)
+
+    monkeypatch.setattr(engine.residency, "override", cut)
+    with pytest.raises(MemoryError):
+        engine.generate([worn])
+    assert torch.equal(pixels(engine, asked())[0], bare)
+    assert torch.equal(pixels(engine, worn)[0], expected)
+    assert max(calls) < 10  # of one block: not all at once
+
+
+@pytest.mark.parametrize("on_a_card", [False, True])
+@pytest.mark.parametrize("approximate", ["weights", "products"])
+def test_loras_stand_beside_eight_bits_too(
+    approximate: str, on_a_card: bool, shapes_engine: ShapesEngine, tmp_path: Path
+) -> None:
+    exact = shapes_engine()
+    files = [file_of(tmp_path, exact, seed, strength=0.8) for seed in range(2)]
+    rows = [wearing(use(files[0]), seed=1), wearing(use(files[1], 0.5), seed=2), asked(seed=1)]
+    eight = Placements(offload_dtype=NARROW, offload_device="cpu")
+    folder = model_folder("flux-shapes")
+    engine = load_engine(
+        [ModelSource(str(file)) for file in (folder / name for name in FILES)],
+        device="cpu", torch_dtype=torch.float32, **BATCHES,  # type: ignore[arg-type]
+        placements=[eight if name.startswith("flux1") else Placements() for name in FILES],
+        approximate=["fp8"] if approximate == "products" else [],
+    )  # fmt: skip
+    if on_a_card:
+        held(engine, seed=2)
+    made, expected = engine.generate(rows), exact.generate(rows)
+    for one, other in zip(made, expected, strict=True):
+        apart = (one.latents - other.latents).norm() / other.latents.norm()
+        assert 1e-4 < apart < 0.5
+    said, meant = ((m[0].latents - m[2].latents).flatten() for m in (made, expected))
+    assert torch.cosine_similarity(said, meant, 0) > 0.9  # what the LoRA adds is what it adds
+    for row, one in zip(rows, made, strict=True):
+        assert torch.equal(engine.generate([row])[0].latents, one.latents)
+
+
+def test_compiled_blocks_have_loras_beside_them_and_are_not_compiled_for_each_micro_batch(
+    tmp_path: Path,
+) -> None:
+    engine = load_engine(device="cpu", torch_dtype=torch.float32, **BATCHES)  # type: ignore[arg-type]
+    files = [file_of(tmp_path, engine, seed) for seed in range(2)]
+    rows = [wearing(use(files[n % 2]), seed=n) for n in range(4)]
+    bare, worn = engine.generate([asked()]), engine.generate(rows)
+    compile_blocks(engine.dit, counter := CompileCounter())
+    seen = []
+    for asked_for, expected in ([asked()], bare), (rows, worn), (rows, worn), ([asked()], bare):
+        made = engine.generate(asked_for)
+        seen.append(counter.frame_count)
+        assert all(torch.equal(a.latents, b.latents) for a, b in zip(made, expected, strict=True))
+    # each kind of block bare, and with LoRAs; the double blocks' are of two shapes in these files
+    assert seen == [2, 5, 5, 5]

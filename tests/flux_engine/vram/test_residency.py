@@ -1,4 +1,6 @@
 import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from flux_engine import FluxEngine, Generation, SettingError, load_engine
 from flux_engine.vram.card import HostCard
 from flux_engine.vram.planner import Stage
 from flux_engine.vram.residency import Residency
+from tests.flux_engine.adapters.wearing import file_of, use
 from tests.flux_engine.asking import asked, picture
 from tests.flux_engine.held import held
 from tests.flux_engine.vram.streaming import (
@@ -315,21 +318,32 @@ def test_on_a_card_streamed_is_resident_bit_for_bit(dtype: torch.dtype, kept: in
 
 @pytest.mark.gpu
 @needs_a_card
-def test_on_a_card_the_loop_asks_for_no_memory_and_waits_for_nobody() -> None:
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # is a prototype, torch says
+@pytest.mark.parametrize("worn", [False, True], ids=["bare", "LoRAs beside"])
+def test_on_a_card_the_loop_asks_for_no_memory_and_waits_for_nobody(
+    worn: bool, tmp_path: Path
+) -> None:
+    """In the second of three micro-batches neither: its table waits on the host."""
     engine = load_engine(torch_dtype=torch.bfloat16, device="cuda", micro_batch=2)
     stage = Stage(resident={"dit": frozenset(), "vae": frozenset()}, slots=2)
     engine.planning.denoise = lambda _: stage  # type: ignore[method-assign]
-    allocations: list[int] = []
+    loras = (use(file_of(tmp_path, engine)),) if worn else ()
+    allocations: list[list[int]] = []
 
-    def steps(numbers: object) -> object:
-        for n in numbers:  # type: ignore[attr-defined]
+    def steps(numbers: Iterable[int]) -> Iterator[int]:
+        allocations.append([])
+        for n in numbers:
             torch.cuda.set_sync_debug_mode("error")
-            yield n
-            torch.cuda.set_sync_debug_mode("default")
-            allocations.append(torch.cuda.memory_stats()["num_device_alloc"])
+            try:
+                yield n
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            allocations[-1].append(torch.cuda.memory_stats()["num_device_alloc"])
 
-    engine.generate([asked(num_inference_steps=6)], steps)  # type: ignore[arg-type]
-    assert len(set(allocations[1:])) == 1
+    engine.generate([asked(f"row {i}", i, num_inference_steps=6, loras=loras) for i in range(6)],
+                    steps)  # fmt: skip
+    assert [len(of_one) for of_one in allocations] == [6, 6, 6]
+    assert [len(set(of_one[1:])) for of_one in allocations] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -358,3 +372,23 @@ def test_two_transformers_pass_through_one_ring_step_by_step(seed: int) -> None:
     assert all(map(torch.equal, made, expected))
     assert card.copies - before == 3 * sum(len(BLOCKS) - len(names) for names in stay.values())
     assert card.host_waits == 0
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_the_autoencoder_is_on_its_way_while_the_transformer_works(
+    room: bool, resident: list[Generation]
+) -> None:
+    card = held(engine := new_engine())
+    stage = Stage(resident={"dit": frozenset()}, slots=2)
+    engine.planning.denoise = lambda _: stage  # type: ignore[method-assign]
+    engine.planning.together = lambda _: False  # type: ignore[method-assign]
+    if not room:
+        engine.residency.limit = 0
+    card.log = []
+    made = engine.generate(ROWS[:3:2])
+    for one, other in zip(made, resident[:3:2], strict=True):
+        assert torch.equal(one.pixels, other.pixels)
+    copied = [name for what, name in card.log if what == "copy"]
+    last = max(n for n, name in enumerate(copied) if name.startswith("dit."))
+    assert (copied.index("vae.rest") < last) is room
+    assert copied.count("vae.rest") == 1

@@ -147,3 +147,32 @@ def test_a_step_orders_only_copies_marks_and_waits_of_streams() -> None:
     kinds = [what for what, _ in log]
     assert set(kinds) == {"copy", "wait", "mark"}
     assert kinds.count("wait") == kinds.count("copy") + 3  # and the resident ones' first use
+
+
+class Made:
+    """Bytes that are made for the asking."""
+
+    name = "made"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @property
+    def source(self) -> Tensor:
+        self.asked += 1
+        return torch.zeros(8, dtype=torch.uint8)
+
+    def show(self, flat: Tensor) -> None:
+        pass
+
+    def hide(self) -> None:
+        pass
+
+
+def test_a_load_is_asked_for_its_bytes_once_a_copy() -> None:
+    turns, loads = ring(2), [Made() for _ in range(3)]
+    turns.begin(loads, 2)
+    for load in loads * 2:
+        turns.acquire(load)
+        turns.release(load)
+    assert [load.asked for load in loads] == [2, 2, 2]

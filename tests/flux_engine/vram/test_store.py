@@ -1,4 +1,5 @@
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -120,3 +121,37 @@ def test_the_cache_has_a_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_a_layout_knows_its_size() -> None:
     layout = Layout.of(odd())
     assert layout.nbytes == 6 * ALIGN
+
+
+def test_images_that_are_not_ours_to_write_to_are_mapped_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    units = units_of(model())
+    on_disk(units, tmp_path, "k", "dit")
+    map_file = torch.from_file
+
+    def read_only(name: str, *, shared: bool, **how: object) -> Tensor:
+        if shared:
+            raise RuntimeError(
+                f"unable to open file <{name}> in read-write mode: Permission denied"
+            )
+        return map_file(name, shared=shared, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch, "from_file", read_only)
+    assert same(on_disk(units, tmp_path, "k", "dit", writable=True), units)
+    assert "cannot be written to" in caplog.text
+
+
+def test_images_are_on_the_disk_before_the_index_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[list[str]] = []
+    sync = os.fsync
+
+    def told(file: int) -> None:
+        synced.append(sorted(path.name for path in (tmp_path / "k").iterdir()))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", told)
+    on_disk(units_of(model()), tmp_path, "k", "dit")
+    assert synced == [["dit.images.lock", "dit.part"]]

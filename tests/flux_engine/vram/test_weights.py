@@ -1,3 +1,5 @@
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -105,3 +107,30 @@ def narrow_of(dit: FluxTransformer) -> FluxTransformer:
     wide = {key: parameter.data for key, parameter in dit.named_parameters()}
     Residency({"dit": made}).override("dit", {WEIGHT: wide[WEIGHT]})
     return made
+
+
+def test_on_a_card_what_was_given_is_not_kept_beside_its_copy() -> None:
+    room, _ = rooms(dit := small_dit())
+    torch.manual_seed(5)
+    given = torch.randn(128, 64)
+    changed = small_dit()
+    changed.get_parameter(WEIGHT).data = given.clone()
+    kept = weakref.ref(given)
+    room.override("dit", {WEIGHT: given})
+    del given
+    gc.collect()
+    assert kept() is None
+    room.override("dit", {"double_blocks.1.img_mlp.0.bias": torch.zeros(128)})  # of the same block
+    changed.get_parameter("double_blocks.1.img_mlp.0.bias").data = torch.zeros(128)
+    with room.phase(STAGES[0]):
+        assert same(run(dit, room), run(changed))
+
+
+def test_parameters_are_grouped_by_what_is_copied_together() -> None:
+    names = [WEIGHT, "img_in.weight", "single_blocks.0.linear1.weight", "txt_in.weight",
+             "double_blocks.1.img_mlp.2.weight"]  # fmt: skip
+    room, _ = rooms(small_dit())
+    assert room.by_unit("dit", names) == [
+        [WEIGHT, names[4]], ["img_in.weight", "txt_in.weight"], [names[2]],
+    ]  # fmt: skip
+    assert Residency({"dit": small_dit()}).by_unit("dit", names) == [names]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flux_engine.errors import CheckpointError
 from flux_engine.models.vae import VaeSpec
+from flux_engine.weights import fingerprint
 from flux_engine.weights.folder import folder_sources
 from flux_engine.weights.keymaps.layouts import PREFIX
 from flux_engine.weights.load import LoadedModels, assemble, load_models
@@ -228,3 +229,21 @@ def test_a_file_of_the_published_size_loads(name: str, size: int, tmp_path: Path
     assert model is not None
     assert sum(p.numel() for p in model.parameters()) == published(name).parameters
     assert not any(p.any() for p in model.parameters())
+
+
+def test_who_asks_for_no_fingerprint_waits_for_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    digest = fingerprint.digest
+
+    def counted(file: Path) -> str:
+        asked.append(file)
+        return digest(file)
+
+    monkeypatch.setattr(fingerprint, "digest", counted)
+    models = load_models(folder_sources(folder).weights, dtype=BF16)
+    assert not asked
+    assert models.fingerprint
+    assert models.fingerprints["vae"]
+    assert len(asked) == len(set(asked)) == len(models.fingerprint)  # each file once

@@ -23,7 +23,7 @@ def test_a_pattern_that_begins_with_a_hat_means_one_module(tmp_path: Path) -> No
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"lora_alpha": 6, "alpha_pattern": {"^proj_out": 3, "to_q": 2}})
     )
-    found = configured(tmp_path / "a.safetensors", {})
+    found = configured(tmp_path / "adapter_model.safetensors", {})
     for name, alpha in (("proj_out", 3.0), ("single.0.proj_out", 6.0), ("b.0.attn.to_q", 2.0)):
         full = f"base_model.model.{name}"
         assert found.of(full).of(full, 5) == alpha
@@ -35,7 +35,7 @@ def test_words_that_are_no_json_object_are_named(text: str, tmp_path: Path) -> N
         configured(tmp_path / "a", {"lora_adapter_metadata": text})
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"adapter_config\.json: is not"):
-        configured(tmp_path / "a", {})
+        configured(tmp_path / "adapter_model.safetensors", {})
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,20 @@ def test_words_that_are_no_json_object_are_named(text: str, tmp_path: Path) -> N
 def test_words_that_are_no_configuration_are_named(words: object, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(words))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json: is no configuration"):
-        configured(tmp_path / "a", {})
+        configured(tmp_path / "adapter_model.safetensors", {})
+
+
+def test_a_configuration_is_that_of_the_file_that_peft_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6}))
+    assert configured(tmp_path / "adapter_model.safetensors", {}).of("x").of("x", 2) == 6.0
+    assert not caplog.records
+    assert configured(tmp_path / "owl.safetensors", {}).of("x").of("x", 2) == 2.0
+    assert "is not taken" in caplog.text
+
+
+def test_a_configuration_has_a_size(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{" + " " * 2**20 + "}")
+    with pytest.raises(CheckpointError, match="has more than"):
+        configured(tmp_path / "adapter_model.safetensors", {})

@@ -142,7 +142,7 @@ def test_encoders_of_kohya_and_of_diffusers_are_the_same_places(tmp_path: Path) 
 
 
 def test_the_file_of_a_folder_is_the_usual_one_or_the_only_one(tmp_path: Path) -> None:
-    one = LAYOUTS["2 peft, config beside"](TINY).save(tmp_path, "adapter_model.safetensors")
+    one = LAYOUTS["2 peft, config beside"](TINY).save(tmp_path)
     files = [tmp_path / "adapter_config.json", one, tmp_path / "optimizer.safetensors"]
     assert lora_file(files) == one
     with pytest.raises(SourceError, match=r"these are 2: a\.safetensors, b\.safetensors"):

@@ -182,8 +182,9 @@ class Drawn:
     def means(self, means: Means, delta: "Delta") -> None:
         self.deltas.setdefault(means.module, []).append((means, delta))
 
-    def save(self, folder: Path, name: str = "lora.safetensors") -> Path:
+    def save(self, folder: Path, name: str | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
+        name = name or ("lora" if self.beside is None else "adapter_model") + ".safetensors"
         if self.beside is not None:
             (folder / "adapter_config.json").write_text(json.dumps(self.beside))
         save_file(self.tensors, folder / name, metadata=self.metadata or None)
