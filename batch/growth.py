@@ -1,12 +1,14 @@
 """A cluster that grows: told how many workers a job could use, and waited for."""
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from batch.errors import JobError
-from batch.nodes import resources, wish_for_gpus
+from batch.nodes import resources, waiting, wish_for_gpus, withdraw
 from batch.workers import Share, share_of
 from schemas.jobs import Job
 
@@ -18,7 +20,7 @@ TOLD_S = 30.0
 
 @contextmanager
 def growing(job: Job, pieces: int) -> Iterator[None]:
-    """Inside, Ray's autoscaler is asked for as many workers as the job names, or could keep busy.
+    """Inside, Ray's autoscaler is asked for as many GPUs as the job names, or could keep busy.
 
     `auto` takes what is there and asks for nothing.
     """
@@ -29,11 +31,30 @@ def growing(job: Job, pieces: int) -> Iterator[None]:
         yield
         return
     logger.info("cluster asked to grow", extra={"workers": count, "there": there})
-    wish_for_gpus(count)
+    over = threading.Event()
+    keeper = threading.Thread(target=keep_wishing, args=(count, over), daemon=True)
+    keeper.start()
     try:
         yield
     finally:
-        wish_for_gpus(0)
+        over.set()
+        keeper.join()
+
+
+def keep_wishing(count: int, over: threading.Event) -> None:
+    """As many wishes as GPUs are missing to the count, whenever some come or go."""
+    wishes: list[Any] = []
+    while not over.is_set():
+        wishes = renewed(wishes, max(count - int(resources().get("GPU", 0)), 0))
+        over.wait(LOOK_S)
+    withdraw(wishes)
+
+
+def renewed(wishes: Sequence[Any], missing: int) -> list[Any]:
+    """So many that wait: one new node may have served several."""
+    left = waiting(wishes)
+    withdraw(left[missing:])
+    return left[:missing] + wish_for_gpus(max(missing - len(left), 0))
 
 
 def awaited(job: Job, stop: Callable[[], bool]) -> Share | None:

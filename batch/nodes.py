@@ -24,14 +24,28 @@ def resources() -> dict[str, float]:
     return there
 
 
-def wish_for_gpus(count: int) -> None:
-    """Have Ray's autoscaler, if there is one, bring nodes for so many workers with a GPU each.
+def wish_for_gpus(count: int) -> list[Any]:
+    """Tasks that ask for a GPU and do nothing. As long as one waits, Ray's autoscaler, if there is
+    one, brings a node for it; they go with this process, however it ends."""
+    task = ray.remote(nothing).options(num_gpus=1, num_cpus=1, max_retries=0)
+    return [task.remote() for _ in range(count)]
 
-    There is one wish for the whole cluster: of two jobs the later one's counts.
-    """
-    from ray.autoscaler.sdk import request_resources  # takes its time to import
 
-    request_resources(bundles=[{"GPU": 1, "CPU": 1}] * count)
+def waiting(wishes: Sequence[Any]) -> list[Any]:
+    """Those of these tasks for which there was no room yet."""
+    if not wishes:
+        return []
+    _, left = ray.wait(list(wishes), num_returns=len(wishes), timeout=0)
+    return list(left)
+
+
+def withdraw(wishes: Sequence[Any]) -> None:
+    for wish in wishes:
+        ray.cancel(wish)
+
+
+def nothing() -> None:
+    """Done as soon as there is room for it."""
 
 
 def ask(node: str, question: Callable[[Path], T], path: Path) -> T | None:

@@ -4,26 +4,53 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.autoscaler import sdk
 
 from batch import growth
 from batch.errors import JobError
-from batch.growth import awaited, growing
+from batch.growth import awaited, growing, renewed
 from tests.batch.doubles import job
 
-Asked = list[list[dict[str, float]]]
+
+class Wishes:
+    """What stands for Ray: wishes by number, those that wait, and how many there have been."""
+
+    def __init__(self) -> None:
+        self.made, self.left = 0, set[int]()
+
+    def make(self, count: int) -> list[int]:
+        new = list(range(self.made, self.made + count))
+        self.made += count
+        self.left |= {*new}
+        return new
+
+    def waiting(self, wishes: Sequence[int]) -> list[int]:
+        return [wish for wish in wishes if wish in self.left]
+
+    def withdraw(self, wishes: Sequence[int]) -> None:
+        self.left -= {*wishes}
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """What Ray's autoscaler has been asked for."""
-    told: Asked = []
-    monkeypatch.setattr(sdk, "request_resources", lambda *, bundles: told.append(bundles))
-    return told
+def wishes(monkeypatch: pytest.MonkeyPatch) -> Wishes:
+    made = Wishes()
+    monkeypatch.setattr(growth, "wish_for_gpus", made.make)
+    monkeypatch.setattr(growth, "waiting", made.waiting)
+    monkeypatch.setattr(growth, "withdraw", made.withdraw)
+    monkeypatch.setattr(growth, "LOOK_S", 0.01)
+    return made
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def there(monkeypatch: pytest.MonkeyPatch, *gpus: int) -> None:
@@ -46,13 +73,13 @@ def test_a_cluster_is_asked_for_as_many_as_the_job_names_and_can_keep_busy(
     pieces: int,
     count: int,
     tmp_path: Path,
-    asked: Asked,
+    wishes: Wishes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     there(monkeypatch, 2)
     with growing(wanting(tmp_path, workers), pieces):
-        assert asked == [[{"GPU": 1, "CPU": 1}] * count]
-    assert asked[1:] == [[]]
+        until(lambda: len(wishes.left) == count - 2)
+    assert not wishes.left
 
 
 @pytest.mark.parametrize(
@@ -64,13 +91,26 @@ def test_what_is_there_or_not_named_is_not_asked_for(
     device: str,
     gpus: int,
     tmp_path: Path,
-    asked: Asked,
+    wishes: Wishes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     there(monkeypatch, gpus)
     with growing(wanting(tmp_path, workers, device), 100):
         pass
-    assert asked == []
+    assert wishes.made == 0
+
+
+def test_a_wish_that_was_served_is_had_again_as_long_as_gpus_are_missing(
+    wishes: Wishes,
+) -> None:
+    first = renewed([], 3)
+    wishes.left -= {first[0], first[1]}  # both by one node
+    second = renewed(first, 2)
+    assert second == [first[2], 3]
+    assert renewed(second, 1) == [first[2]]
+    assert wishes.left == {first[2]}
+    assert renewed([first[2]], 0) == []
+    assert not wishes.left
 
 
 def test_a_job_waits_for_its_first_workers_as_long_as_it_says(
