@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
+from itertools import count
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -18,6 +19,8 @@ class Belt(Generic[T]):
         self._changed = threading.Condition()
         self._closed = False
         self._expected = 0
+        self._coming: dict[int, T] = {}  # what is expected, by number
+        self._numbers = count()
         self._left = False
 
     def put(self, thing: T) -> bool:
@@ -38,10 +41,16 @@ class Belt(Generic[T]):
         with self._changed:
             self._expected += 1
             left = self._left
-        done.add_done_callback(lambda _: self._arrive(thing))
+            number = next(self._numbers)
+            self._coming[number] = thing
+        # a future keeps what it calls: were that the thing, and the future in it, none of both
+        # would go before the garbage collector comes
+        done.add_done_callback(lambda _: self._arrive(number))
         return not left
 
-    def _arrive(self, thing: T) -> None:
+    def _arrive(self, number: int) -> None:
+        with self._changed:
+            thing = self._coming.pop(number)
         self.put(thing)
         with self._changed:
             self._expected -= 1

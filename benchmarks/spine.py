@@ -53,20 +53,22 @@ def first_row(folder: Path) -> dict[str, Any]:
 
 
 def busy(folder: Path) -> dict[str, Any]:
-    """Share of the wall in which cards worked, at 20 ms of card and 10 ms of encoder a row."""
-    rows, workers = 2000, 2
-    job = job_of(folder, rows, workers=workers)
-    told = timed_run(job, Load(0.02, 0.01, 65536))
-    ideal = rows * 0.02 / workers
-    first = min(at(told["notes"], "first row"))
-    return {
-        "goal": "≥ 0.93 of the wall",
-        "rows": rows,
-        "wall s": round(told["wall"], 2),
-        "of the wall": round(ideal / told["wall"], 3),
-        "of the wall after the first row": round(ideal / (told["ended"] - first), 3),
-        "before the first row s": round(first - told["began"], 2),
-    }
+    """Share of the wall in which cards worked, at 20 ms of card and 10 ms of encoder a row; of a
+    run of twenty seconds and of one of a minute."""
+    workers = 2
+    out: dict[str, Any] = {"goal": "≥ 0.93 of the wall"}
+    for rows in (2000, 6000):
+        job = job_of(folder / str(rows), rows, workers=workers)
+        told = timed_run(job, Load(0.02, 0.01, 65536))
+        ideal = rows * 0.02 / workers
+        first = min(at(told["notes"], "first row"))
+        out[f"{rows} rows"] = {
+            "wall s": round(told["wall"], 2),
+            "of the wall": round(ideal / told["wall"], 3),
+            "of the wall after the first row": round(ideal / (told["ended"] - first), 3),
+            "before the first row s": round(first - told["began"], 2),
+        }
+    return out
 
 
 def per_row(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,6 @@
+import gc
 import threading
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from batch.belt import Belt
@@ -57,3 +59,22 @@ def test_what_is_done_when_nobody_takes_any_more_is_dropped() -> None:
     belt.leave()
     assert not belt.put_when(Future(), 2)
     future.set_result(None)
+
+
+class Picture:
+    """Something large."""
+
+
+def test_what_came_off_goes_without_the_garbage_collector() -> None:
+    belt, future = Belt[tuple[str, Future[Picture]]](1), Future[Picture]()
+    assert belt.put_when(future, ("row", future))
+    belt.close()
+    future.set_result(Picture())
+    (thing,) = belt
+    gone = weakref.ref(thing[1].result())
+    gc.disable()
+    try:
+        del thing, future
+        assert gone() is None
+    finally:
+        gc.enable()
