@@ -1,6 +1,7 @@
 """A cluster that grows: told how many workers a job could use, and waited for."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,8 +61,7 @@ def renewed(wishes: Sequence[Any], missing: int) -> list[Any]:
 def awaited(job: Job, stop: Callable[[], bool]) -> Share | None:
     """The job's share of the cluster, which has `worker_wait` seconds to be large enough; None if
     told to stop before. JobError if it is too small then."""
-    began = time.monotonic()
-    told = began
+    began, told = time.monotonic(), -math.inf
     while True:
         try:
             return share_of(resources(), job.workers, job.device)
@@ -69,7 +69,7 @@ def awaited(job: Job, stop: Callable[[], bool]) -> Share | None:
             now = time.monotonic()
             if now - began >= job.worker_wait:
                 raise
-            if now - told >= TOLD_S or told == began:
+            if now - told >= TOLD_S:
                 told = now
                 logger.info("waiting for the cluster to grow", extra={"why": str(error)})
         if stop():

@@ -86,9 +86,9 @@ class Output:
 
     def receipt(self, shard: str, receipts: list[Counted]) -> Receipt | None:
         """That of what is published; the data is read where several were left. None: nobody's."""
-        told = receipts[0] if len(receipts) == 1 else None
-        if len(receipts) > 1:
-            told = self._published(shard, receipts)
+        if not receipts:
+            return None
+        told = receipts[0] if len(receipts) == 1 else self._published(shard, receipts)
         if told is None:
             return None
         return Receipt.from_json(self.storage.read(f"{RECEIPTS}/{told.name}"))

@@ -97,7 +97,7 @@ def images_of(engine: FluxEngine, name: str) -> dict[str, Image]:
     units = units_of(engine.models[name])
     try:
         return on_disk(units, default_folder(), key, name, writable=True, ready=settle_unit)
-    except (OSError, NotImplementedError, RuntimeError) as error:  # torch's, that cannot map
+    except (OSError, RuntimeError) as error:  # no file locks there, or torch cannot map
         logger.warning(
             "weight images are not shared: each worker has its own",
             extra={"model": name, "why": str(error)},

@@ -14,7 +14,6 @@ from batch.targets.card import MANIFEST
 from batch.targets.text import TEXT
 
 CACHE_VARIABLE = "FLUXMILL_TARGETS"
-BLOCK = 16 * 2**20
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +78,7 @@ def fetch(storage: Storage, name: str, to: Path) -> None:
     """One file, which appears whole."""
     part = to.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        with storage.open(name) as stream, part.open("wb") as file:
-            while block := stream.read(BLOCK):
-                file.write(block)
+        storage.download(name, part)
         part.replace(to)
     finally:
         part.unlink(missing_ok=True)
