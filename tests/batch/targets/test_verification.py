@@ -14,7 +14,7 @@ from batch.media import to_bytes
 from batch.output import to_json
 from batch.storage import Storage
 from batch.targets.layout import digest_of, from_row
-from batch.targets.verdict import Verdict, judged
+from batch.targets.verdict import Finding, Verdict, judged
 from batch.targets.verification import (
     ENOUGH,
     Dataset,
@@ -24,6 +24,7 @@ from batch.targets.verification import (
 )
 from flux_engine import FluxEngine
 from flux_engine.pictures import to_image
+from schemas.records import TargetRecord
 from tests.batch.stages.test_distill import records, work
 from tests.conftest import ShapesEngine
 from tests.flux_engine.adapters.wearing import file_of
@@ -145,32 +146,35 @@ def test_one_change_in_one_row_is_found_and_named(change: Any, made: Path, tmp_p
     assert any("(k0)" in fault for fault in finding.faults)
 
 
+def rows_of(output: Path) -> list[TargetRecord]:
+    return verify_rows(Dataset(Storage(str(output))), Verdict("here"), len(WORDS)).rows()
+
+
+def asked_with(output: Path, engine: FluxEngine, captions: list[str]) -> Finding:
+    """What comes of asking the teacher with these captions instead of the rows' own."""
+    verdict, lies = Verdict("here"), Sample(len(WORDS))
+    for record, caption in zip(rows_of(output), captions, strict=True):
+        lies.offer(record.model_copy(update={"caption": caption}))
+    found, folder = Dataset(Storage(str(output))), str(output.parent / "m")
+    verify_teacher(found, engine, lies, verdict, folder=folder, replays=0)
+    finding: Finding = by_name(verdict)["asked again"]
+    return finding
+
+
 def test_a_row_whose_digest_fits_a_lie_is_found_by_the_teacher(
     made: Path, shapes_engine: ShapesEngine
 ) -> None:
-    verdict = Verdict("here")
-    found = Dataset(Storage(str(made)))
-    sample = verify_rows(found, verdict, len(WORDS))
-    lies = Sample(len(WORDS))
-    captions = [record.caption for record in sample.rows()]
-    for record, caption in zip(sample.rows(), [*captions[1:], captions[0]], strict=True):
-        lies.offer(record.model_copy(update={"caption": caption}))
-    verify_teacher(found, shapes_engine(), lies, verdict, folder=str(made.parent / "m"), replays=0)
-    assert not by_name(verdict)["asked again"].passed
+    captions = [record.caption for record in rows_of(made)]
+    finding = asked_with(made, shapes_engine(), [*captions[1:], captions[0]])
+    assert not finding.passed
 
 
 def test_one_row_of_many_that_the_teacher_did_not_say_is_found_and_named(
     made: Path, shapes_engine: ShapesEngine
 ) -> None:
-    verdict = Verdict("here")
-    found = Dataset(Storage(str(made)))
-    sample = verify_rows(found, verdict, len(WORDS))
-    first, *others = sample.rows()
-    lies = Sample(len(WORDS))
-    for record in (first.model_copy(update={"caption": "a large white star"}), *others):
-        lies.offer(record)
-    verify_teacher(found, shapes_engine(), lies, verdict, folder=str(made.parent / "m"), replays=0)
-    finding = by_name(verdict)["asked again"]
+    first, *others = rows_of(made)
+    captions = ["a large white star", *(record.caption for record in others)]
+    finding = asked_with(made, shapes_engine(), captions)
     assert not finding.passed
     assert [fault.partition(":")[0] for fault in finding.faults] == [first.key]
 

@@ -12,10 +12,10 @@ from batch import nodes
 from batch.errors import JobError, OutputError
 from batch.training.look import checked
 from batch.training.run import Stop, standing, train, workers_of
-from flux_engine.weights import fingerprint
 from schemas.training import TrainJob
 from tests.batch.targets.made import Targets
 from tests.batch.training.lessons import lesson
+from tests.flux_engine.weights.watched import hashed
 
 
 def never() -> Stop:
@@ -31,14 +31,7 @@ def test_a_look_at_a_new_output_does_not_read_the_transformer_whole(
     tmp_path: Path, targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = lesson(tmp_path / "out", targets("cache"))
-    read: list[Path] = []
-    digest = fingerprint.digest
-
-    def counted(file: Path) -> str:
-        read.append(file)
-        return digest(file)
-
-    monkeypatch.setattr(fingerprint, "digest", counted)
+    read = hashed(monkeypatch, "digest")
     assert standing(job, checked(job)).startswith("0 of 6 steps are done")
     weights = {file.name for file in read if file.suffix == ".safetensors"}
     assert weights == {"ae.safetensors", "model.safetensors"}

@@ -8,6 +8,7 @@ import pytest
 
 from flux_engine.weights import fingerprint as ours
 from flux_engine.weights.fingerprint import CACHE_VARIABLE, LARGE, digest, fingerprint
+from tests.flux_engine.weights.watched import hashed
 
 OLD = 1_700_000_000  # when it was written: long ago
 
@@ -16,15 +17,7 @@ OLD = 1_700_000_000  # when it was written: long ago
 def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were read whole; what is remembered lies below tmp_path."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "digests"))
-    read: list[Path] = []
-    compute = ours._computed
-
-    def counted(file: Path) -> str:
-        read.append(file)
-        return compute(file)
-
-    monkeypatch.setattr(ours, "_computed", counted)
-    return read
+    return hashed(monkeypatch, "_computed")
 
 
 def large(folder: Path, name: str = "a.safetensors") -> Path:

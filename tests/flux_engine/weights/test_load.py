@@ -7,11 +7,11 @@ from torch import Tensor
 
 from flux_engine.errors import CheckpointError
 from flux_engine.models.vae import VaeSpec
-from flux_engine.weights import fingerprint
 from flux_engine.weights.folder import folder_sources
 from flux_engine.weights.keymaps.layouts import PREFIX
 from flux_engine.weights.load import LoadedModels, assemble, load_models
 from tests.flux_engine.weights.published import NAMES, published, write_hollow
+from tests.flux_engine.weights.watched import hashed
 from tests.parity import diffusers_layout, tiny
 from tests.parity.tiny import TextSpec, TinySpec
 
@@ -234,14 +234,7 @@ def test_a_file_of_the_published_size_loads(name: str, size: int, tmp_path: Path
 def test_who_asks_for_no_fingerprint_waits_for_none(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Path] = []
-    digest = fingerprint.digest
-
-    def counted(file: Path) -> str:
-        asked.append(file)
-        return digest(file)
-
-    monkeypatch.setattr(fingerprint, "digest", counted)
+    asked = hashed(monkeypatch, "digest")
     models = load_models(folder_sources(folder).weights, dtype=BF16)
     assert not asked
     assert models.fingerprint
